@@ -1,0 +1,332 @@
+"""Every config key, once: meaning, unit, allowed values, and whether it changes the result of training.
+
+The defaults are the published DINOv2 "short" recipe (ViT-L/16, ImageNet-1k, 32 GPUs; arXiv:2304.07193 and the
+released training configuration). "Iterations" are optimizer steps; batch sizes are global, over all processes.
+"""
+
+from __future__ import annotations
+
+from dinoengine.config.config import CfgNode as CN
+
+_C = CN()
+
+# Version of this key layout. Files of another version are refused with the reason.
+_C.VERSION = 1
+
+# Where checkpoints, logs, metrics and config.yaml go. Does not change results.
+_C.OUTPUT_DIR = "output"
+
+# Seed of everything random: initial weights, sample order, crops, masks, stochastic depth. >= 0 makes the run
+# reproducible; -1 draws one, logs it and writes it into OUTPUT_DIR/config.yaml. Changes results.
+_C.SEED = 0
+
+# Ask torch for deterministic kernels (slower on CUDA). Does not change the mathematics.
+_C.DETERMINISTIC = False
+
+# Let cuDNN measure convolution kernels at start (CUDA, fixed crop sizes). Does not change the mathematics.
+_C.CUDNN_BENCHMARK = True
+
+# torch.set_float32_matmul_precision: "highest", "high" (TF32 on CUDA) or "medium". Changes results to rounding.
+_C.FLOAT32_PRECISION = "high"
+
+# ----------------------------------------------------------------------------------------------------------------
+# Model
+# ----------------------------------------------------------------------------------------------------------------
+_C.MODEL = CN()
+
+# A name in META_ARCH_REGISTRY. Changes results.
+_C.MODEL.META_ARCHITECTURE = "DINOv2"
+
+# "auto" (CUDA when a GPU is visible and --num-gpus is not 0, else CPU), "cpu" or "cuda".
+_C.MODEL.DEVICE = "auto"
+
+# Path of a checkpoint whose weights start the run (iteration 0). Empty: from scratch. With --resume and a
+# checkpoint in OUTPUT_DIR that one wins and this key is not used. Changes results.
+_C.MODEL.WEIGHTS = ""
+
+# True: every parameter must be in MODEL.WEIGHTS with its shape and nothing may be left over. False: load what
+# fits, list the rest, and stop only when nothing fits.
+_C.MODEL.WEIGHTS_STRICT = True
+
+# Per-channel mean and standard deviation of the pixels, in units of 0..1 (ImageNet's here). Their length is the
+# number of input channels. Changes results.
+_C.MODEL.PIXEL_MEAN = (0.485, 0.456, 0.406)
+_C.MODEL.PIXEL_STD = (0.229, 0.224, 0.225)
+
+_C.MODEL.BACKBONE = CN()
+# A name in BACKBONE_REGISTRY. Changes results.
+_C.MODEL.BACKBONE.NAME = "VisionTransformer"
+
+_C.MODEL.VIT = CN()
+# Row of the size table: "micro" (64 wide, 4 deep, 2 heads), "tiny" (192/12/3), "small" (384/12/6),
+# "base" (768/12/12), "large" (1024/24/16) or "giant" (1536/40/24). Changes results.
+_C.MODEL.VIT.SIZE = "large"
+# Override single entries of the size table; 0 keeps the table's value. Change results.
+_C.MODEL.VIT.EMBED_DIM = 0
+_C.MODEL.VIT.DEPTH = 0
+_C.MODEL.VIT.NUM_HEADS = 0
+# Patch edge in pixels; every crop size must be a multiple of it. Changes results.
+_C.MODEL.VIT.PATCH_SIZE_PX = 16
+# Image size (rows, columns; one number for a square) that the position table is made for; 0 = the global crop
+# size. Other sizes interpolate it. Changes results.
+_C.MODEL.VIT.POS_EMBED_SIZE_PX = (0,)
+# Register tokens (arXiv:2309.16588) between CLS and patches; 0 or more. Changes results.
+_C.MODEL.VIT.NUM_REGISTER_TOKENS = 0
+# "mlp" (GELU) or "swiglu". Changes results.
+_C.MODEL.VIT.FFN = "mlp"
+# Hidden width of the MLP over the model width; SwiGLU uses 2/3 of it, rounded up to a multiple of 8.
+_C.MODEL.VIT.FFN_RATIO = 4.0
+# Biases of the qkv, attention-output and FFN layers. Change results.
+_C.MODEL.VIT.QKV_BIAS = True
+_C.MODEL.VIT.PROJ_BIAS = True
+_C.MODEL.VIT.FFN_BIAS = True
+# Initial LayerScale factor; 0 builds no LayerScale. Changes results.
+_C.MODEL.VIT.LAYER_SCALE_INIT = 1e-5
+# Stochastic depth: share of the samples that skip a residual branch, 0 <= rate < 1. Changes results.
+_C.MODEL.VIT.DROP_PATH_RATE = 0.3
+# True: the same rate in every block; False: rising linearly from 0 to the rate. Changes results.
+_C.MODEL.VIT.DROP_PATH_UNIFORM = True
+# How the position table is interpolated: antialiasing, and the offset added to the target grid (published
+# weights: False and 0.1 without registers, True and 0.0 with four). Change results at other sizes.
+_C.MODEL.VIT.INTERPOLATE_ANTIALIAS = False
+_C.MODEL.VIT.INTERPOLATE_OFFSET = 0.1
+
+_C.MODEL.DINO_HEAD = CN()
+# A name in HEAD_REGISTRY. Changes results.
+_C.MODEL.DINO_HEAD.NAME = "DINOHead"
+# Prototypes K, width of the hidden layers, width of the bottleneck, number of layers before the prototypes (>= 1).
+# Change results.
+_C.MODEL.DINO_HEAD.NUM_PROTOTYPES = 65536
+_C.MODEL.DINO_HEAD.HIDDEN_DIM = 2048
+_C.MODEL.DINO_HEAD.BOTTLENECK_DIM = 256
+_C.MODEL.DINO_HEAD.NUM_LAYERS = 3
+
+_C.MODEL.IBOT_HEAD = CN()
+# True: patches have a head of their own, with the sizes below; False: patches and CLS share MODEL.DINO_HEAD, and
+# the sizes below are not used. Changes results.
+_C.MODEL.IBOT_HEAD.SEPARATE = False
+_C.MODEL.IBOT_HEAD.NUM_PROTOTYPES = 65536
+_C.MODEL.IBOT_HEAD.HIDDEN_DIM = 2048
+_C.MODEL.IBOT_HEAD.BOTTLENECK_DIM = 256
+_C.MODEL.IBOT_HEAD.NUM_LAYERS = 3
+
+_C.MODEL.TEACHER = CN()
+# EMA momentum at iteration 0 and at the end, cosine in between; 0..1. Changes results.
+_C.MODEL.TEACHER.MOMENTUM = 0.992
+_C.MODEL.TEACHER.MOMENTUM_END = 1.0
+# Teacher softmax temperature: linear from WARMUP_TEMP to TEMP over TEMP_WARMUP_ITERS, then constant. Not
+# stretched with MAX_ITER. Changes results.
+_C.MODEL.TEACHER.WARMUP_TEMP = 0.04
+_C.MODEL.TEACHER.TEMP = 0.07
+_C.MODEL.TEACHER.TEMP_WARMUP_ITERS = 37500
+
+_C.MODEL.LOSS = CN()
+# Teacher targets: "centering" (softmax of centred logits) or "sinkhorn_knopp". Changes results.
+_C.MODEL.LOSS.CENTERING = "centering"
+# EMA momentum of the centres, 0..1 (only with "centering"). Changes results.
+_C.MODEL.LOSS.CENTER_MOMENTUM = 0.9
+# Normalisation rounds (only with "sinkhorn_knopp"), >= 1. Changes results.
+_C.MODEL.LOSS.SINKHORN_ITERS = 3
+# Student softmax temperature, > 0. Changes results.
+_C.MODEL.LOSS.STUDENT_TEMP = 0.1
+# Weights of the terms; 0 switches a term off. Change results.
+_C.MODEL.LOSS.DINO_WEIGHT = 1.0
+_C.MODEL.LOSS.IBOT_WEIGHT = 1.0
+_C.MODEL.LOSS.KOLEO_WEIGHT = 0.1
+# Images among which KoLeo looks for the nearest neighbour; 0 = the global batch. The published code uses the
+# batch of one GPU. Must divide IMS_PER_BATCH / NUM_MICRO_BATCHES. Changes results.
+_C.MODEL.LOSS.KOLEO_GROUP_SIZE = 0
+
+_C.MODEL.DDP = CN()
+# Let DistributedDataParallel look for parameters without gradient (slower; for models of your own).
+_C.MODEL.DDP.FIND_UNUSED_PARAMETERS = False
+# Send gradients as fp16 between processes. Changes results to rounding.
+_C.MODEL.DDP.FP16_COMPRESSION = False
+
+# ----------------------------------------------------------------------------------------------------------------
+# Input: from image to crops and masks
+# ----------------------------------------------------------------------------------------------------------------
+_C.INPUT = CN()
+# How images are decoded: "RGB" (3 channels) or "L" (grey, 1 channel). Changes results.
+_C.INPUT.FORMAT = "RGB"
+# A name in AUGMENTATION_REGISTRY. Changes results.
+_C.INPUT.AUGMENTATION = "MultiCrop"
+# Width over height of the cropped region, drawn log-uniformly. Changes results.
+_C.INPUT.CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
+
+# Crop size in pixels (rows, columns; one number for a square) and share of the image area. Change results.
+_C.INPUT.GLOBAL_CROPS = CN()
+_C.INPUT.GLOBAL_CROPS.SIZE_PX = (224,)
+_C.INPUT.GLOBAL_CROPS.SCALE = (0.32, 1.0)
+_C.INPUT.LOCAL_CROPS = CN()
+# Local crops per image, 0 or more. Changes results.
+_C.INPUT.LOCAL_CROPS.NUM = 8
+_C.INPUT.LOCAL_CROPS.SIZE_PX = (96,)
+_C.INPUT.LOCAL_CROPS.SCALE = (0.05, 0.32)
+
+# Probability of a horizontal flip, 0..1. Changes results.
+_C.INPUT.HFLIP_PROB = 0.5
+
+# Colour jitter: probability, then the strength of each operation as in torchvision's ColorJitter. Saturation and
+# hue are ignored for one-channel images. Change results.
+_C.INPUT.COLOR_JITTER = CN()
+_C.INPUT.COLOR_JITTER.PROB = 0.8
+_C.INPUT.COLOR_JITTER.BRIGHTNESS = 0.4
+_C.INPUT.COLOR_JITTER.CONTRAST = 0.4
+_C.INPUT.COLOR_JITTER.SATURATION = 0.2
+_C.INPUT.COLOR_JITTER.HUE = 0.1
+
+# Probability of turning a crop grey, 0..1 (no effect on one-channel images). Changes results.
+_C.INPUT.GRAYSCALE_PROB = 0.2
+
+# Probabilities for (global view 1, global view 2, local views). For blur these are the *effective* ones: the
+# published code declares (1.0, 0.1, 0.5) but applies (0.0, 0.9, 0.5), and all released models were trained so
+# (dinov2 PR #411). Change results.
+_C.INPUT.BLUR = CN()
+_C.INPUT.BLUR.PROBS = (0.0, 0.9, 0.5)
+_C.INPUT.BLUR.KERNEL_SIZE_PX = 9
+_C.INPUT.BLUR.SIGMA_PX = (0.1, 2.0)
+_C.INPUT.SOLARIZE = CN()
+_C.INPUT.SOLARIZE.PROBS = (0.0, 0.2, 0.0)
+# Pixels at or above this value (0..255) are inverted. Changes results.
+_C.INPUT.SOLARIZE.THRESHOLD = 128
+
+# Block masking of the student's global crops for the iBOT loss (not used when IBOT_WEIGHT is 0).
+_C.INPUT.MASK = CN()
+# Share of the global crops of a batch that are masked: exactly int(2 * IMS_PER_BATCH * share). Changes results.
+_C.INPUT.MASK.CROP_SHARE = 0.5
+# Smallest and largest masked share of a masked crop's patches; stratified over the batch. Changes results.
+_C.INPUT.MASK.RATIO = (0.1, 0.5)
+# Smallest block in patches, and smallest height over width of a block (largest is its inverse). Change results.
+_C.INPUT.MASK.MIN_BLOCK_PATCHES = 4
+_C.INPUT.MASK.MIN_ASPECT = 0.3
+
+# Evaluation: the shorter side is resized to this (0: no resize), then the centre is cropped (rows, columns; one
+# number for a square). Change evaluation results.
+_C.INPUT.TEST = CN()
+_C.INPUT.TEST.RESIZE_PX = 256
+_C.INPUT.TEST.CROP_SIZE_PX = (224,)
+
+# ----------------------------------------------------------------------------------------------------------------
+# Data
+# ----------------------------------------------------------------------------------------------------------------
+_C.DATASETS = CN()
+# Dataset strings, e.g. ("folder:/path/to/images",), ("digits:split=train",), ("synthetic:num_images=1000",).
+# Several entries are concatenated. Labels are not used in pretraining. Changes results.
+_C.DATASETS.TRAIN = ()
+# Labelled datasets to evaluate on.
+_C.DATASETS.TEST = ()
+
+_C.DATALOADER = CN()
+# Worker processes per training process; 0 loads in the main process. Does not change results.
+_C.DATALOADER.NUM_WORKERS = 4
+# Batches each worker prepares ahead, >= 1. Does not change results.
+_C.DATALOADER.PREFETCH_FACTOR = 2
+
+# ----------------------------------------------------------------------------------------------------------------
+# Solver
+# ----------------------------------------------------------------------------------------------------------------
+_C.SOLVER = CN()
+# A name in OPTIMIZER_REGISTRY. Changes results.
+_C.SOLVER.OPTIMIZER = "AdamW"
+# Images per optimizer step over all processes and micro-batches. Changes results.
+_C.SOLVER.IMS_PER_BATCH = 2048
+# Each process runs its share of a step in this many parts, to fit memory. Teacher targets and centres are of the
+# whole batch, so it does not change results (beyond the draws of stochastic depth).
+_C.SOLVER.NUM_MICRO_BATCHES = 1
+# Number of optimizer steps. Changes results.
+_C.SOLVER.MAX_ITER = 125000
+
+# Learning rate before scaling. Changes results.
+_C.SOLVER.BASE_LR = 4e-3
+# Peak LR = BASE_LR * f(IMS_PER_BATCH / REFERENCE_BATCH_SIZE), f = square root ("sqrt"), identity ("linear") or 1
+# ("none"). Changes results.
+_C.SOLVER.LR_SCALING = "sqrt"
+_C.SOLVER.REFERENCE_BATCH_SIZE = 1024
+# LR at the end of the cosine; absolute, not scaled with the batch. Changes results.
+_C.SOLVER.MIN_LR = 1e-6
+# Iterations of linear warm-up from exactly 0. Changes results.
+_C.SOLVER.WARMUP_ITERS = 12500
+# Iterations in which the prototypes (last layer of each head) have LR 0. Changes results.
+_C.SOLVER.FREEZE_LAST_LAYER_ITERS = 1250
+# LR factor per layer towards the input, 0 < d <= 1 (1: none). Changes results.
+_C.SOLVER.LAYER_DECAY = 0.9
+# Further LR factor of the patch embedding. Changes results.
+_C.SOLVER.PATCH_EMBED_LR_MULT = 0.2
+# Weight decay at iteration 0 and at the end, cosine in between. Changes results.
+_C.SOLVER.WEIGHT_DECAY = 0.04
+_C.SOLVER.WEIGHT_DECAY_END = 0.4
+# AdamW's betas and epsilon. Change results.
+_C.SOLVER.BETAS = (0.9, 0.999)
+_C.SOLVER.EPS = 1e-8
+# Largest L2 norm of the gradient of each sub-module (backbone, each head); 0 disables. Changes results.
+_C.SOLVER.CLIP_GRAD_NORM = 3.0
+# Optimizer steps with a non-finite loss or gradient that are skipped before the run stops; the weights are never
+# touched by such a step. 0 stops at the first. Does not change results of healthy runs.
+_C.SOLVER.NON_FINITE_MAX_SKIPS = 0
+
+# detectron2's rule for moving a recipe to another number of processes: if > 0 and different from the actual world
+# size, batch and iteration counts (and BASE_LR where LR_SCALING is "none") are scaled. 0: the global batch stays
+# what it says. Changes results.
+_C.SOLVER.REFERENCE_WORLD_SIZE = 0
+
+# Iterations between checkpoints; 0: only the final one. Does not change results.
+_C.SOLVER.CHECKPOINT_PERIOD = 3750
+# Periodic checkpoints kept, oldest deleted first, also across resumes; 0 keeps all. model_final is never deleted.
+_C.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
+
+_C.SOLVER.AMP = CN()
+# Mixed precision: matrix products in PRECISION, weights, residual stream and losses in fp32. Changes results to
+# rounding.
+_C.SOLVER.AMP.ENABLED = False
+# "bf16" (CPU and CUDA) or "fp16" (CUDA, with a gradient scaler).
+_C.SOLVER.AMP.PRECISION = "bf16"
+
+# ----------------------------------------------------------------------------------------------------------------
+# Evaluation
+# ----------------------------------------------------------------------------------------------------------------
+_C.TEST = CN()
+# Names in EVALUATOR_REGISTRY.
+_C.TEST.EVALUATORS = ("knn",)
+# Iterations between evaluations; 0: only at the end. Does not change results.
+_C.TEST.EVAL_PERIOD = 0
+# Images per evaluation batch over all processes.
+_C.TEST.IMS_PER_BATCH = 256
+# Rows (dataset, metric, expected, tolerance) checked after training and --eval-only; a miss ends with exit code 1.
+# dataset may be left out of the row when there is only one.
+_C.TEST.EXPECTED_RESULTS = ()
+# Features evaluated beside the teacher's, for orientation, after training and in --eval-only: any of "pixels"
+# (the evaluation crop itself, mean-centred) and "untrained" (the backbone as SEED initialises it).
+_C.TEST.BASELINES = ()
+# Metric that BestCheckpointer watches, e.g. "knn/top1_k20" (higher is better); empty: off.
+_C.TEST.BEST_METRIC = ""
+
+_C.TEST.KNN = CN()
+# Labelled datasets that the neighbours come from; empty: DATASETS.TRAIN.
+_C.TEST.KNN.TRAIN = ()
+# Numbers of neighbours; those above the size of the training set are cut to it.
+_C.TEST.KNN.K = (10, 20, 100, 200)
+# Softmax temperature of the neighbours' votes.
+_C.TEST.KNN.TEMPERATURE = 0.07
+# Query rows compared with the bank at a time; bounds memory, does not change results.
+_C.TEST.KNN.CHUNK_SIZE = 1024
+
+# Recompute BatchNorm statistics before each evaluation (only for models that have BatchNorm).
+_C.TEST.PRECISE_BN = CN()
+_C.TEST.PRECISE_BN.ENABLED = False
+# Batches used.
+_C.TEST.PRECISE_BN.NUM_ITER = 200
+
+# ----------------------------------------------------------------------------------------------------------------
+# Logging
+# ----------------------------------------------------------------------------------------------------------------
+_C.LOG = CN()
+# Iterations between lines of the console, metrics.json and TensorBoard. Does not change results.
+_C.LOG.PERIOD = 20
+# Write TensorBoard events into OUTPUT_DIR.
+_C.LOG.TENSORBOARD = True
+# Show a progress bar under the log when standard output is a terminal.
+_C.LOG.PROGRESS_BAR = True
+# Record a profiler trace into OUTPUT_DIR/profile for iterations START..END-1 of the run; off when END is 0.
+_C.LOG.PROFILE_START_ITER = 0
+_C.LOG.PROFILE_END_ITER = 0

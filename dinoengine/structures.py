@@ -1,0 +1,191 @@
+"""The types that cross package borders.
+
+data, modeling and solver never import each other; they meet here. Shapes use these letters everywhere:
+
+    B   images in the batch (per rank, or per micro-batch after ``split``)
+    G   global views per image (2 in the DINO family)
+    L   local views per image (may be 0)
+    C   image channels           H, W   global crop size in pixels      h, w   local crop size in pixels
+    N   patch tokens of a crop   R      register tokens                 D      feature width
+    M   masked patch tokens of all global crops of the batch
+    K   prototypes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One item of a dataset: a ``PIL.Image`` and its label, or None where the dataset has no labels."""
+
+    image: Any
+    label: int | None
+
+
+@dataclass
+class SSLBatch:
+    """One training batch of crops and masks.
+
+    Global crops are view-major: all first views of the B images, then all second views. Local crops are
+    crop-major in the same way. ``chunk(G)`` therefore separates the views, which the cross-view losses rely on.
+
+    Attributes:
+        global_crops: [G*B, C, H, W], uint8 (or float in 0..1 for sources that are not 8 bit).
+        local_crops: [L*B, C, h, w], same dtype; None when there are no local views.
+        masks: [G*B, N] bool, True where the student sees the mask token; None when masking is off.
+        positions: [B] int64, position of each image in the sample stream.
+        num_global_views: G.
+        num_local_views: L.
+        targets: what ``StudentTeacher.split_batch`` attaches when a step runs in several micro-batches; None otherwise.
+    """
+
+    global_crops: Tensor
+    local_crops: Tensor | None
+    masks: Tensor | None
+    positions: Tensor
+    num_global_views: int = 2
+    num_local_views: int = 0
+    targets: Any = None
+
+    def __len__(self) -> int:
+        """Number of images B (not of crops)."""
+        return self.positions.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SSLBatch:
+        """The same batch with every tensor on ``device``."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> SSLBatch:
+        """Called by the DataLoader when ``pin_memory=True``."""
+        return self._map(lambda t: t.pin_memory())
+
+    def split(self, num_parts: int) -> list[SSLBatch]:
+        """Cut into ``num_parts`` batches of B / num_parts consecutive images each, keeping the view-major layout.
+
+        Raises:
+            ValueError: if B is not divisible by ``num_parts``, or targets are attached already.
+        """
+        if num_parts < 1 or len(self) % num_parts:
+            raise ValueError(
+                f"Cannot split a batch of {len(self)} images into {num_parts} equal micro-batches; "
+                "make SOLVER.IMS_PER_BATCH divisible by (world size x SOLVER.NUM_MICRO_BATCHES)."
+            )
+        if self.targets is not None:
+            raise ValueError("This batch carries teacher targets already; split it before they are attached.")
+
+        def parts(t: Tensor | None, views: int) -> list[Tensor | None]:
+            if t is None:
+                return [None] * num_parts
+            # [views*B, ...] -> [views, parts, B/parts, ...]
+            grouped = t.reshape(views, num_parts, len(self) // num_parts, *t.shape[1:])
+            return [grouped[:, i].reshape(-1, *t.shape[1:]) for i in range(num_parts)]
+
+        columns = zip(
+            parts(self.global_crops, self.num_global_views),
+            parts(self.local_crops, self.num_local_views),
+            parts(self.masks, self.num_global_views),
+            self.positions.chunk(num_parts),
+            strict=True,
+        )
+        return [
+            replace(self, global_crops=g, local_crops=lo, masks=m, positions=p) for g, lo, m, p in columns
+        ]
+
+    def _map(self, function: Any) -> SSLBatch:
+        changed = {
+            f.name: function(getattr(self, f.name)) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **changed)
+
+
+@dataclass
+class ImageBatch:
+    """One evaluation batch.
+
+    Attributes:
+        images: [B, C, H, W], uint8 (or float in 0..1).
+        labels: [B] int64, or None for a dataset without labels.
+        indices: [B] int64, index of each image in its dataset.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+@dataclass
+class BackboneOutput:
+    """What every backbone returns; all tokens after the final norm.
+
+    Attributes:
+        cls_token: [B, D].
+        register_tokens: [B, R, D]; R may be 0.
+        patch_tokens: [B, N, D], row-major over ``grid``.
+        grid: (rows, columns) of the patch grid; rows * columns == N.
+    """
+
+    cls_token: Tensor
+    register_tokens: Tensor
+    patch_tokens: Tensor
+    grid: tuple[int, int]
+
+
+class LossTerm(NamedTuple):
+    """One term of the objective: a scalar tensor and its weight; it contributes ``weight * value``."""
+
+    name: str
+    value: Tensor
+    weight: float
+
+
+@dataclass
+class LossTerms:
+    """What a meta-architecture returns in training.
+
+    ``total`` is what the engine differentiates. What it logs as ``loss_<name>`` is the contribution
+    ``weight * value``, so the logged terms add up to the logged ``total_loss`` exactly as optimised.
+
+    Attributes:
+        terms: the objective, in a fixed order.
+        metrics: diagnostics, scalar tensors without gradient; logged under their own name, never optimised.
+    """
+
+    terms: list[LossTerm]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    def total(self) -> Tensor:
+        """Sum of ``weight * value``, a scalar."""
+        if not self.terms:
+            raise ValueError("The model returned no loss term: every loss weight under MODEL.LOSS is 0.")
+        return torch.stack([c for _, c in self.contributions()]).sum()
+
+    def contributions(self) -> Iterator[tuple[str, Tensor]]:
+        """Pairs of (``loss_<name>``, ``weight * value``)."""
+        for term in self.terms:
+            yield f"loss_{term.name}", term.value * term.weight
+
+
+@dataclass(frozen=True)
+class ParamFacts:
+    """What a model knows about one of its parameters; the solver turns it into LR and weight decay.
+
+    Attributes:
+        layer_id: 0 for embeddings, i + 1 for block i, num_layers + 1 for the final norm and heads.
+        num_layers: number of blocks; the LR factor is ``LAYER_DECAY ** (num_layers + 1 - layer_id)``.
+        weight_decay: False for biases, norms and LayerScale.
+        role: "" or "patch_embed" (own LR multiplier) or "last_layer" (frozen for the first iterations).
+    """
+
+    layer_id: int = 0
+    num_layers: int = -1
+    weight_decay: bool = True
+    role: str = ""

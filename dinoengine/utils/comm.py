@@ -1,0 +1,156 @@
+"""Distributed primitives that do the right thing at world size 1.
+
+Tensor collectives run on the default group (nccl on CUDA, gloo on CPU). Object collectives pickle through a gloo
+group, so they work whatever the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """True inside an initialised process group of more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def get_world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def get_rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def get_local_rank() -> int:
+    """Rank within this machine; ``launch`` and torchrun both set LOCAL_RANK."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
+
+
+def get_local_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1
+
+
+def is_main_process() -> bool:
+    return get_rank() == 0
+
+
+def synchronize() -> None:
+    """Barrier over all processes."""
+    if not is_distributed():
+        return
+    if dist.get_backend() == dist.Backend.NCCL:
+        dist.barrier(device_ids=[torch.cuda.current_device()])
+    else:
+        dist.barrier()
+
+
+@functools.lru_cache(maxsize=1)
+def _object_group_for(world: Any) -> Any:
+    if dist.get_backend(world) == dist.Backend.NCCL:
+        return dist.new_group(backend="gloo")
+    return world
+
+
+def _object_group() -> Any:
+    # Keyed by the default group, so a process that opens a second group (tests do) gets a fresh one.
+    return _object_group_for(dist.group.WORLD)
+
+
+def all_gather(data: Any) -> list[Any]:
+    """Every rank's ``data`` (any picklable object), in rank order, on every rank."""
+    if not is_distributed():
+        return [data]
+    output: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(output, data, group=_object_group())
+    return output
+
+
+def gather(data: Any, dst: int = 0) -> list[Any]:
+    """Every rank's ``data`` in rank order on rank ``dst``; an empty list elsewhere."""
+    if not is_distributed():
+        return [data]
+    output: list[Any] | None = [None] * get_world_size() if get_rank() == dst else None
+    dist.gather_object(data, output, dst=dst, group=_object_group())
+    return output or []
+
+
+def broadcast_object(data: Any, src: int = 0) -> Any:
+    """Rank ``src``'s ``data`` on every rank."""
+    if not is_distributed():
+        return data
+    box = [data]
+    dist.broadcast_object_list(box, src=src, group=_object_group())
+    return box[0]
+
+
+def shared_random_seed() -> int:
+    """A fresh seed in [0, 2**31) that is the same on every rank."""
+    return int(broadcast_object(int.from_bytes(os.urandom(4), "little") >> 1))
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks as a new tensor; no gradient flows through it."""
+    if not is_distributed():
+        return tensor
+    output = tensor.detach().clone()
+    dist.all_reduce(output)
+    return output
+
+
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """Maximum over ranks as a new tensor; no gradient flows through it."""
+    if not is_distributed():
+        return tensor
+    output = tensor.detach().clone()
+    dist.all_reduce(output, op=dist.ReduceOp.MAX)
+    return output
+
+
+def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Tensor]:
+    """Sum or mean over ranks of a dict of scalar tensors with the same keys on every rank; all ranks get it."""
+    if not values or not is_distributed():
+        return values
+    names = sorted(values)
+    stacked = all_reduce_sum(torch.stack([values[name].detach().float() for name in names]))
+    if average:
+        stacked = stacked / get_world_size()
+    return dict(zip(names, stacked, strict=True))
+
+
+class _AllGatherWithGrad(torch.autograd.Function):
+    """Forward: concatenate over ranks. Backward: sum the gradients of all ranks, keep this rank's rows.
+
+    With losses averaged over ranks (as DDP averages gradients) this gives the gradient of the global loss,
+    also through rows that other ranks used.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.num_rows = tensor.shape[0]
+        parts = [torch.empty_like(tensor) for _ in range(get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = all_reduce_sum(grad.contiguous())
+        start = get_rank() * ctx.num_rows
+        return grad[start : start + ctx.num_rows]
+
+
+def all_gather_with_grad(tensor: Tensor) -> Tensor:
+    """[n, ...] on each rank (same n) -> [world * n, ...], rank-major, differentiable.
+
+    At world size 1 it returns its argument.
+    """
+    if not is_distributed():
+        return tensor
+    return _AllGatherWithGrad.apply(tensor)
