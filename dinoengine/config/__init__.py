@@ -1,0 +1,5 @@
+from dinoengine.config.config import CfgNode, ConfigError, get_cfg
+from dinoengine.config.configurable import configurable
+from dinoengine.config.validate import validate
+
+__all__ = ["CfgNode", "ConfigError", "configurable", "get_cfg", "validate"]

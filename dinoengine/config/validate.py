@@ -1,0 +1,255 @@
+"""Checks across keys, before anything is built. Every problem is reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from dinoengine.config.config import CfgNode, ConfigError
+from dinoengine.utils.registry import suggest
+
+# key -> smallest value, largest value, whether the ends are allowed
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "SEED": (-1, float("inf"), True),
+    "MODEL.VIT.EMBED_DIM": (0, float("inf"), True),
+    "MODEL.VIT.DEPTH": (0, float("inf"), True),
+    "MODEL.VIT.NUM_HEADS": (0, float("inf"), True),
+    "MODEL.VIT.PATCH_SIZE_PX": (1, float("inf"), True),
+    "MODEL.VIT.NUM_REGISTER_TOKENS": (0, float("inf"), True),
+    "MODEL.VIT.FFN_RATIO": (0, float("inf"), False),
+    "MODEL.VIT.LAYER_SCALE_INIT": (0, float("inf"), True),
+    "MODEL.DINO_HEAD.NUM_PROTOTYPES": (1, float("inf"), True),
+    "MODEL.DINO_HEAD.NUM_LAYERS": (1, float("inf"), True),
+    "MODEL.IBOT_HEAD.NUM_PROTOTYPES": (1, float("inf"), True),
+    "MODEL.IBOT_HEAD.NUM_LAYERS": (1, float("inf"), True),
+    "MODEL.TEACHER.MOMENTUM": (0, 1, True),
+    "MODEL.TEACHER.MOMENTUM_END": (0, 1, True),
+    "MODEL.TEACHER.WARMUP_TEMP": (0, float("inf"), False),
+    "MODEL.TEACHER.TEMP": (0, float("inf"), False),
+    "MODEL.TEACHER.TEMP_WARMUP_ITERS": (0, float("inf"), True),
+    "MODEL.LOSS.CENTER_MOMENTUM": (0, 1, True),
+    "MODEL.LOSS.SINKHORN_ITERS": (1, float("inf"), True),
+    "MODEL.LOSS.STUDENT_TEMP": (0, float("inf"), False),
+    "MODEL.LOSS.DINO_WEIGHT": (0, float("inf"), True),
+    "MODEL.LOSS.IBOT_WEIGHT": (0, float("inf"), True),
+    "MODEL.LOSS.KOLEO_WEIGHT": (0, float("inf"), True),
+    "MODEL.LOSS.KOLEO_GROUP_SIZE": (0, float("inf"), True),
+    "INPUT.LOCAL_CROPS.NUM": (0, float("inf"), True),
+    "INPUT.HFLIP_PROB": (0, 1, True),
+    "INPUT.COLOR_JITTER.PROB": (0, 1, True),
+    "INPUT.COLOR_JITTER.BRIGHTNESS": (0, float("inf"), True),
+    "INPUT.COLOR_JITTER.CONTRAST": (0, float("inf"), True),
+    "INPUT.COLOR_JITTER.SATURATION": (0, float("inf"), True),
+    "INPUT.COLOR_JITTER.HUE": (0, 0.5, True),
+    "INPUT.GRAYSCALE_PROB": (0, 1, True),
+    "INPUT.SOLARIZE.THRESHOLD": (0, 256, True),
+    "INPUT.MASK.CROP_SHARE": (0, 1, True),
+    "INPUT.MASK.MIN_BLOCK_PATCHES": (1, float("inf"), True),
+    "INPUT.TEST.RESIZE_PX": (0, float("inf"), True),
+    "DATALOADER.NUM_WORKERS": (0, float("inf"), True),
+    "DATALOADER.PREFETCH_FACTOR": (1, float("inf"), True),
+    "SOLVER.IMS_PER_BATCH": (1, float("inf"), True),
+    "SOLVER.NUM_MICRO_BATCHES": (1, float("inf"), True),
+    "SOLVER.MAX_ITER": (1, float("inf"), True),
+    "SOLVER.BASE_LR": (0, float("inf"), True),
+    "SOLVER.MIN_LR": (0, float("inf"), True),
+    "SOLVER.REFERENCE_BATCH_SIZE": (1, float("inf"), True),
+    "SOLVER.WARMUP_ITERS": (0, float("inf"), True),
+    "SOLVER.FREEZE_LAST_LAYER_ITERS": (0, float("inf"), True),
+    "SOLVER.PATCH_EMBED_LR_MULT": (0, float("inf"), True),
+    "SOLVER.WEIGHT_DECAY": (0, float("inf"), True),
+    "SOLVER.WEIGHT_DECAY_END": (0, float("inf"), True),
+    "SOLVER.EPS": (0, float("inf"), False),
+    "SOLVER.CLIP_GRAD_NORM": (0, float("inf"), True),
+    "SOLVER.NON_FINITE_MAX_SKIPS": (0, float("inf"), True),
+    "SOLVER.REFERENCE_WORLD_SIZE": (0, float("inf"), True),
+    "SOLVER.CHECKPOINT_PERIOD": (0, float("inf"), True),
+    "SOLVER.CHECKPOINT_MAX_TO_KEEP": (0, float("inf"), True),
+    "TEST.EVAL_PERIOD": (0, float("inf"), True),
+    "TEST.IMS_PER_BATCH": (1, float("inf"), True),
+    "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
+    "TEST.KNN.CHUNK_SIZE": (1, float("inf"), True),
+    "LOG.PERIOD": (1, float("inf"), True),
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "FLOAT32_PRECISION": ("highest", "high", "medium"),
+    "MODEL.DEVICE": ("auto", "cpu", "cuda"),
+    "MODEL.VIT.SIZE": ("micro", "tiny", "small", "base", "large", "giant"),
+    "MODEL.VIT.FFN": ("mlp", "swiglu"),
+    "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
+    "INPUT.FORMAT": ("RGB", "L"),
+    "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
+    "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
+}
+
+
+def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[str]:
+    """Check ranges, choices and contradictions of a whole config.
+
+    Args:
+        world_size: number of processes the run will have.
+        training: False checks only what an evaluation needs.
+
+    Returns:
+        Warnings: settings that work but can hardly be meant.
+
+    Raises:
+        ConfigError: lists every problem found.
+    """
+    problems = [*_check_ranges(cfg), *_check_choices(cfg)]
+    if not problems:  # the checks below divide by what those above make sure is not 0
+        checks: list[Callable[[CfgNode], Iterator[str]]] = [_check_input, _check_sizes, _check_evaluation]
+        if training:
+            checks += [_check_losses, _check_training_data]
+            problems += _check_batch(cfg, world_size)
+        for check in checks:
+            problems += check(cfg)
+    if problems:
+        raise ConfigError("The config cannot be run", problems)
+    return list(_warnings(cfg)) if training else []
+
+
+def _get(cfg: CfgNode, key: str) -> object:
+    node: object = cfg
+    for part in key.split("."):
+        node = node[part]  # type: ignore[index]
+    return node
+
+
+def _check_ranges(cfg: CfgNode) -> Iterator[str]:
+    for key, (low, high, closed) in _RANGES.items():
+        value = _get(cfg, key)
+        assert isinstance(value, (int, float)), key
+        if not (low <= value <= high if closed else low < value < high):
+            upper = "" if high == float("inf") else f" and {'<=' if closed else '<'} {high:g}"
+            yield f"{key} must be {'>=' if closed else '>'} {low:g}{upper}, got {value}."
+    if not 0 <= cfg.MODEL.VIT.DROP_PATH_RATE < 1:
+        yield f"MODEL.VIT.DROP_PATH_RATE must be >= 0 and < 1, got {cfg.MODEL.VIT.DROP_PATH_RATE}."
+    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
+        yield f"SOLVER.LAYER_DECAY must be > 0 and <= 1, got {cfg.SOLVER.LAYER_DECAY}."
+    if not 0 < cfg.INPUT.MASK.MIN_ASPECT <= 1:
+        yield f"INPUT.MASK.MIN_ASPECT must be > 0 and <= 1, got {cfg.INPUT.MASK.MIN_ASPECT}."
+
+
+def _check_choices(cfg: CfgNode) -> Iterator[str]:
+    for key, choices in _CHOICES.items():
+        value = str(_get(cfg, key))
+        if value not in choices:
+            yield f"{key} must be one of {', '.join(choices)}; got {value!r}{suggest(value, list(choices))}."
+    for name in cfg.TEST.BASELINES:
+        if name not in ("pixels", "untrained"):
+            yield f"TEST.BASELINES takes 'pixels' and 'untrained'; got {name!r}."
+
+
+def _check_input(cfg: CfgNode) -> Iterator[str]:
+    channels = {"RGB": 3, "L": 1}[cfg.INPUT.FORMAT]
+    if not len(cfg.MODEL.PIXEL_MEAN) == len(cfg.MODEL.PIXEL_STD) == channels:
+        yield (
+            f"INPUT.FORMAT {cfg.INPUT.FORMAT} has {channels} channel(s), but MODEL.PIXEL_MEAN has "
+            f"{len(cfg.MODEL.PIXEL_MEAN)} values and MODEL.PIXEL_STD {len(cfg.MODEL.PIXEL_STD)}."
+        )
+    if any(value <= 0 for value in cfg.MODEL.PIXEL_STD):
+        yield f"MODEL.PIXEL_STD must be > 0, got {cfg.MODEL.PIXEL_STD}."
+    for key in ("INPUT.GLOBAL_CROPS.SCALE", "INPUT.LOCAL_CROPS.SCALE", "INPUT.MASK.RATIO"):
+        value = _get(cfg, key)
+        if not (isinstance(value, tuple) and len(value) == 2 and 0 <= value[0] <= value[1] <= 1):
+            yield f"{key} must be (low, high) with 0 <= low <= high <= 1, got {value}."
+    for key in ("INPUT.CROP_RATIO", "INPUT.BLUR.SIGMA_PX"):
+        value = _get(cfg, key)
+        if not (isinstance(value, tuple) and len(value) == 2 and 0 < value[0] <= value[1]):
+            yield f"{key} must be (low, high) with 0 < low <= high, got {value}."
+    for key in ("INPUT.BLUR.PROBS", "INPUT.SOLARIZE.PROBS"):
+        value = _get(cfg, key)
+        if not (isinstance(value, tuple) and len(value) == 3 and all(0 <= p <= 1 for p in value)):
+            yield f"{key} must be three probabilities (global view 1, global view 2, local views), got {value}."
+    if cfg.INPUT.BLUR.KERNEL_SIZE_PX < 1 or cfg.INPUT.BLUR.KERNEL_SIZE_PX % 2 == 0:
+        yield f"INPUT.BLUR.KERNEL_SIZE_PX must be odd and positive, got {cfg.INPUT.BLUR.KERNEL_SIZE_PX}."
+    if len(cfg.SOLVER.BETAS) != 2 or not all(0 <= b < 1 for b in cfg.SOLVER.BETAS):
+        yield f"SOLVER.BETAS must be two values >= 0 and < 1, got {cfg.SOLVER.BETAS}."
+
+
+def _check_sizes(cfg: CfgNode) -> Iterator[str]:
+    patch = cfg.MODEL.VIT.PATCH_SIZE_PX
+    keys = ["INPUT.GLOBAL_CROPS.SIZE_PX", "INPUT.TEST.CROP_SIZE_PX"]
+    keys += ["INPUT.LOCAL_CROPS.SIZE_PX"] if cfg.INPUT.LOCAL_CROPS.NUM else []
+    keys += ["MODEL.VIT.POS_EMBED_SIZE_PX"] if cfg.MODEL.VIT.POS_EMBED_SIZE_PX != (0,) else []
+    for key in keys:
+        value = _get(cfg, key)
+        assert isinstance(value, tuple), key
+        if len(value) not in (1, 2) or not all(isinstance(v, int) and v > 0 for v in value):
+            yield f"{key} must be one or two positive whole numbers (rows, columns), got {value}."
+        elif any(v % patch for v in value):
+            near = " or ".join(
+                str(tuple(max(patch, (v // patch + up) * patch) if v % patch else v for v in value)) for up in (0, 1)
+            )
+            yield f"{key} {value} is not a multiple of MODEL.VIT.PATCH_SIZE_PX {patch}; the nearest are {near}."
+    vit = cfg.MODEL.VIT
+    if vit.EMBED_DIM and vit.NUM_HEADS and vit.EMBED_DIM % vit.NUM_HEADS:
+        yield f"MODEL.VIT.EMBED_DIM {vit.EMBED_DIM} is not divisible by MODEL.VIT.NUM_HEADS {vit.NUM_HEADS}."
+
+
+def _check_losses(cfg: CfgNode) -> Iterator[str]:
+    loss = cfg.MODEL.LOSS
+    if loss.DINO_WEIGHT == 0 and loss.IBOT_WEIGHT == 0 and loss.KOLEO_WEIGHT == 0:
+        yield "MODEL.LOSS: DINO_WEIGHT, IBOT_WEIGHT and KOLEO_WEIGHT are all 0, so there is nothing to optimise."
+    if loss.IBOT_WEIGHT > 0 and (cfg.INPUT.MASK.CROP_SHARE == 0 or cfg.INPUT.MASK.RATIO[-1] == 0):
+        yield (
+            "MODEL.LOSS.IBOT_WEIGHT > 0 needs masked patches, but INPUT.MASK.CROP_SHARE or INPUT.MASK.RATIO masks none; "
+            "set IBOT_WEIGHT to 0 to train without iBOT."
+        )
+
+
+def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
+    batch, parts, group = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.NUM_MICRO_BATCHES, cfg.MODEL.LOSS.KOLEO_GROUP_SIZE
+    if batch % (world_size * parts):
+        yield (
+            f"SOLVER.IMS_PER_BATCH {batch} (global) is not divisible by {world_size} process(es) x "
+            f"SOLVER.NUM_MICRO_BATCHES {parts}; the nearest are "
+            f"{max(1, batch // (world_size * parts)) * world_size * parts} and "
+            f"{(batch // (world_size * parts) + 1) * world_size * parts}."
+        )
+        return
+    if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group == 0 and parts > 1:
+        yield (
+            "MODEL.LOSS.KOLEO_GROUP_SIZE 0 compares the whole global batch, which micro-batches never hold at once; "
+            f"with SOLVER.NUM_MICRO_BATCHES {parts} set KOLEO_GROUP_SIZE to a divisor of {batch // (parts * world_size)}."
+        )
+    if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group > 0 and (batch // parts) % group:
+        yield (
+            f"MODEL.LOSS.KOLEO_GROUP_SIZE {group} does not divide the {batch // parts} images of "
+            "SOLVER.IMS_PER_BATCH / SOLVER.NUM_MICRO_BATCHES."
+        )
+    # A micro-batch must hold the same groups as the whole batch would, or accumulation would change the loss.
+    if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group > 0 and parts > 1 and (batch // (parts * world_size)) % group:
+        yield (
+            f"MODEL.LOSS.KOLEO_GROUP_SIZE {group} must divide the {batch // (parts * world_size)} images of one "
+            "micro-batch of one process when SOLVER.NUM_MICRO_BATCHES > 1."
+        )
+
+
+def _check_training_data(cfg: CfgNode) -> Iterator[str]:
+    if not cfg.DATASETS.TRAIN:
+        yield 'DATASETS.TRAIN is empty; name your images, e.g. DATASETS.TRAIN "folder:/path/to/images".'
+
+
+def _check_evaluation(cfg: CfgNode) -> Iterator[str]:
+    if cfg.TEST.EVAL_PERIOD > 0 and not cfg.DATASETS.TEST:
+        yield "TEST.EVAL_PERIOD > 0 needs a labelled dataset in DATASETS.TEST."
+    if cfg.TEST.EXPECTED_RESULTS and not cfg.DATASETS.TEST:
+        yield "TEST.EXPECTED_RESULTS needs a labelled dataset in DATASETS.TEST."
+    if cfg.TEST.BEST_METRIC and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD):
+        yield f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC!r} needs DATASETS.TEST and TEST.EVAL_PERIOD > 0."
+    if not cfg.TEST.KNN.K or not all(isinstance(k, int) and k > 0 for k in cfg.TEST.KNN.K):
+        yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."
+
+
+def _warnings(cfg: CfgNode) -> Iterator[str]:
+    total = cfg.SOLVER.MAX_ITER
+    if cfg.SOLVER.WARMUP_ITERS >= total:
+        yield f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} >= SOLVER.MAX_ITER {total}: the LR never reaches its peak."
+    if cfg.SOLVER.FREEZE_LAST_LAYER_ITERS >= total:
+        yield f"SOLVER.FREEZE_LAST_LAYER_ITERS >= SOLVER.MAX_ITER {total}: the prototypes are never trained."
+    if cfg.MODEL.TEACHER.MOMENTUM > cfg.MODEL.TEACHER.MOMENTUM_END:
+        yield "MODEL.TEACHER.MOMENTUM is above MOMENTUM_END: the teacher would follow the student ever faster."
+    if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and cfg.SOLVER.IMS_PER_BATCH == 1:
+        yield "KoLeo needs at least two images to compare; with SOLVER.IMS_PER_BATCH 1 its loss is 0."

@@ -1,0 +1,111 @@
+"""Logging: one logger named "dinoengine", coloured on a terminal, plain in OUTPUT_DIR/log.txt."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from tabulate import tabulate
+from termcolor import colored
+
+ROOT_NAME = "dinoengine"
+_PLAIN = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+_DATE = "%m/%d %H:%M:%S"
+_LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+
+
+class _ColourFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time_and_name = colored(f"[{self.formatTime(record, _DATE)} {short_name(record.name)}]", "green")
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        colour = _LEVEL_COLOURS.get(record.levelname)
+        level = f"{colored(record.levelname, colour, attrs=['bold'])} " if colour else ""
+        return f"{time_and_name}: {level}{text}"
+
+
+class _StdoutHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes above a progress bar if one is shown, and to whatever sys.stdout is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        try:
+            with tqdm.external_write_mode(file=sys.stdout):
+                print(self.format(record), file=sys.stdout, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+def short_name(name: str) -> str:
+    """``dinoengine.engine.hooks.timing`` -> ``engine``: what a reader of the console needs."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[0] == ROOT_NAME else name
+
+
+def setup_logger(output_dir: str | None = None, distributed_rank: int = 0, name: str = ROOT_NAME) -> logging.Logger:
+    """Configure the logger that every dinoengine module propagates to. Calling it again changes, never doubles.
+
+    Args:
+        output_dir: folder of log.txt (log.txt.rankN for N > 0); None: no file.
+        distributed_rank: only rank 0 writes to standard output.
+        name: another top-level logger (of your own package) to set up in the same way.
+    """
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    if distributed_rank == 0 and not any(isinstance(h, _StdoutHandler) for h in logger.handlers):
+        handler = _StdoutHandler()
+        handler.setLevel(logging.INFO)
+        is_terminal = hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
+        handler.setFormatter(_ColourFormatter() if is_terminal else logging.Formatter(_PLAIN, _DATE))
+        logger.addHandler(handler)
+    if output_dir is not None:
+        path = os.path.join(output_dir, "log.txt" if distributed_rank == 0 else f"log.txt.rank{distributed_rank}")
+        path = os.path.abspath(path)
+        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            if handler.baseFilename == path:
+                return logger
+            logger.removeHandler(handler)
+            handler.close()
+        os.makedirs(output_dir, exist_ok=True)
+        file_handler = logging.FileHandler(path)
+        file_handler.setFormatter(logging.Formatter(_PLAIN, _DATE))
+        logger.addHandler(file_handler)
+    return logger
+
+
+_counts: Counter[Any] = Counter()
+_last_times: dict[Any, float] = {}
+
+
+def log_first_n(level: int, message: str, n: int = 1, *, name: str = ROOT_NAME) -> None:
+    """Log ``message`` only the first ``n`` times it occurs."""
+    _counts[name, message] += 1
+    if _counts[name, message] <= n:
+        logging.getLogger(name).log(level, message)
+
+
+def log_every_n(level: int, message: str, n: int, *, name: str = ROOT_NAME) -> None:
+    """Log the 1st, (n+1)th, (2n+1)th ... occurrence of ``message``."""
+    _counts[name, message] += 1
+    if (_counts[name, message] - 1) % n == 0:
+        logging.getLogger(name).log(level, message)
+
+
+def log_every_n_seconds(level: int, message: str, seconds: float, *, name: str = ROOT_NAME) -> None:
+    """Log ``message`` unless it was logged less than ``seconds`` ago."""
+    now = time.monotonic()
+    if now - _last_times.get((name, message), float("-inf")) >= seconds:
+        _last_times[name, message] = now
+        logging.getLogger(name).log(level, message)
+
+
+def create_small_table(values: dict[str, Any]) -> str:
+    """A one-row table with the keys as header."""
+    return tabulate([list(values.values())], headers=list(values), tablefmt="pipe", floatfmt=".3f", numalign="center")

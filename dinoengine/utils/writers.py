@@ -1,0 +1,195 @@
+"""Where metrics go: the console, metrics.json (JSON lines), TensorBoard."""
+
+from __future__ import annotations
+
+import abc
+import datetime
+import json
+import logging
+import math
+import os
+import sys
+from typing import Any
+
+import torch
+
+from dinoengine.utils.events import EventStorage, get_event_storage
+from dinoengine.utils.file_io import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+class EventWriter(abc.ABC):
+    """Shows or stores what the ambient EventStorage has; called every LOG.PERIOD iterations and at the end."""
+
+    @abc.abstractmethod
+    def write(self) -> None:
+        """Handle what came since the last call."""
+
+    def close(self) -> None:
+        """Release files."""
+
+
+class JSONWriter(EventWriter):
+    """One JSON object per line and iteration: ``{"iteration": 19, "lr": 0.001, ...}``, keys sorted.
+
+    Losses and times are written as they were put, not smoothed. NaN and infinities become null, so every line is
+    valid JSON. Opened on a file that has rows (a resumed run), it first drops those of iterations that will run
+    again, so no iteration appears twice.
+    """
+
+    def __init__(self, path: str, start_iter: int = 0) -> None:
+        """
+        Args:
+            path: of metrics.json.
+            start_iter: first iteration of this run; older rows stay. Evaluation rows of a finished run, which stand
+                at max_iter, are kept only while they are older than this.
+        """
+        self.path = path
+        self._sequence = 0
+        if os.path.exists(path):
+            self._drop_rows_from(start_iter)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+
+    def _drop_rows_from(self, start_iter: int) -> None:
+        with open(self.path, encoding="utf-8") as file:
+            lines = file.readlines()
+        kept = [line for line in lines if _iteration_of(line) < start_iter]
+        if len(kept) < len(lines):
+            with atomic_write(self.path, "w") as file:
+                file.writelines(kept)
+
+    def write(self) -> None:
+        updates, self._sequence = get_event_storage().updates_since(self._sequence)
+        rows: dict[int, dict[str, float | int | None]] = {}
+        for name, value, iteration in updates:
+            rows.setdefault(iteration, {})[name] = value if math.isfinite(value) else None
+        for iteration in sorted(rows):
+            row = {"iteration": iteration, **rows[iteration]}
+            self._file.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _iteration_of(line: str) -> float:
+    """Iteration of a row; infinity for a line cut short by a crash, which is then dropped."""
+    try:
+        return float(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+class ConsoleWriter(EventWriter):
+    """One log line per write: progress, ETA, throughput, times, every loss term, schedules, gradient norm, memory.
+
+    Losses, norms and times are medians over the window; ``time`` is seconds per iteration and ``data`` the part of it
+    spent waiting for the loader. ``mem`` is the peak: of CUDA allocations on a GPU, of resident memory on the CPU.
+    """
+
+    def __init__(
+        self, max_iter: int, *, images_per_iter: int = 0, window_size: int = 20, progress_bar: bool = False
+    ) -> None:
+        """
+        Args:
+            max_iter: end of the run, for the ETA.
+            images_per_iter: global batch size, for images per second; 0 leaves it out.
+            progress_bar: keep a bar under the log while standard output is a terminal.
+        """
+        self.max_iter = max_iter
+        self.images_per_iter = images_per_iter
+        self.window_size = window_size
+        self._bar: Any = None
+        self._wants_bar = progress_bar and sys.stdout.isatty()
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        if storage.iter >= self.max_iter:  # after training there is nothing new but evaluation results
+            return
+        self._update_bar(storage.iter + 1)
+        logger.info(self.line(storage))
+
+    def line(self, storage: EventStorage) -> str:
+        """The text of one line."""
+        parts = [f"iter {storage.iter + 1}/{self.max_iter}"]
+        known = storage.latest()
+        if "time" in known:
+            seconds = storage.history("time").median(1000) * (self.max_iter - storage.iter - 1)
+            parts.append(f"eta {datetime.timedelta(seconds=int(seconds))}")
+            step_time = storage.smoothed("time", self.window_size)
+            if self.images_per_iter and step_time > 0:
+                parts.append(f"img/s {self.images_per_iter / step_time:.0f}")
+            parts.append(f"time {step_time:.4f}")
+        if "data_time" in known:
+            parts.append(f"data {storage.smoothed('data_time', self.window_size):.4f}")
+        losses = sorted(storage.names("loss"), key=lambda name: name != "total_loss")
+        for name in [*losses, *storage.names("metric")]:
+            parts.append(f"{name} {storage.smoothed(name, self.window_size):.4g}")
+        parts += [f"{name} {known[name][0]:.5g}" for name in storage.names("schedule")]
+        parts.append(f"mem {peak_memory_mib():.0f}M")
+        return "  ".join(parts)
+
+    def _update_bar(self, iterations_done: int) -> None:
+        if not self._wants_bar:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.max_iter, initial=0, unit="it", dynamic_ncols=True, file=sys.stdout)
+        self._bar.update(iterations_done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class TensorboardXWriter(EventWriter):
+    """Scalars, images and histograms as TensorBoard events. No file appears before the first write."""
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir = log_dir
+        self._sequence = 0
+        self._writer: Any = None
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        first, (updates, self._sequence) = self._sequence, storage.updates_since(self._sequence)
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(self.log_dir)
+        for name, value, iteration in updates:
+            self._writer.add_scalar(name, value, iteration)
+        for image in storage.images_since(first):
+            layout = "HW" if image.image.ndim == 2 else "HWC"
+            self._writer.add_image(image.name, image.image, image.iteration, dataformats=layout)
+        for histogram in storage.histograms_since(first):
+            edges, counts = histogram.edges, histogram.counts
+            centres = (edges[:-1] + edges[1:]) / 2
+            self._writer.add_histogram_raw(
+                histogram.name,
+                min=edges[0],
+                max=edges[-1],
+                num=int(counts.sum()),
+                sum=float((counts * centres).sum()),
+                sum_squares=float((counts * centres**2).sum()),
+                bucket_limits=edges[1:].tolist(),
+                bucket_counts=counts.tolist(),
+                global_step=histogram.iteration,
+            )
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def peak_memory_mib() -> float:
+    """Peak CUDA allocation of this process in MiB if CUDA is in use, else its peak resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
