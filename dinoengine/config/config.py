@@ -165,11 +165,11 @@ def _unknown_key(key: str, value: Any, known: list[str]) -> str:
     inside = [k for k in known if k.startswith(f"{key}.")]
     if inside:
         return f"{key} is a group of keys, not a key (got {value!r}); it has {', '.join(inside[:6])} ..."
-    hint = suggest(key, known)
-    if not hint:  # a right name in a wrong place is the commonest mistake
-        same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        hint = f" (did you mean {' or '.join(repr(k) for k in same_leaf)}?)" if 0 < len(same_leaf) <= 3 else ""
-    return f"there is no key {key!r}{hint}."
+    # A right name in a wrong place is a commoner mistake than a misspelt one.
+    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    if 0 < len(same_leaf) <= 3:
+        return f"there is no key {key!r} (did you mean {' or '.join(repr(k) for k in same_leaf)}?)."
+    return f"there is no key {key!r}{suggest(key, known)}."
 
 
 def _convert(value: Any, default: Any, key: str) -> Any:

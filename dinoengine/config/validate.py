@@ -18,8 +18,12 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "MODEL.VIT.FFN_RATIO": (0, float("inf"), False),
     "MODEL.VIT.LAYER_SCALE_INIT": (0, float("inf"), True),
     "MODEL.DINO_HEAD.NUM_PROTOTYPES": (1, float("inf"), True),
+    "MODEL.DINO_HEAD.HIDDEN_DIM": (1, float("inf"), True),
+    "MODEL.DINO_HEAD.BOTTLENECK_DIM": (1, float("inf"), True),
     "MODEL.DINO_HEAD.NUM_LAYERS": (1, float("inf"), True),
     "MODEL.IBOT_HEAD.NUM_PROTOTYPES": (1, float("inf"), True),
+    "MODEL.IBOT_HEAD.HIDDEN_DIM": (1, float("inf"), True),
+    "MODEL.IBOT_HEAD.BOTTLENECK_DIM": (1, float("inf"), True),
     "MODEL.IBOT_HEAD.NUM_LAYERS": (1, float("inf"), True),
     "MODEL.TEACHER.MOMENTUM": (0, 1, True),
     "MODEL.TEACHER.MOMENTUM_END": (0, 1, True),
@@ -96,14 +100,18 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
     Raises:
         ConfigError: lists every problem found.
     """
-    problems = [*_check_ranges(cfg), *_check_choices(cfg)]
-    if not problems:  # the checks below divide by what those above make sure is not 0
-        checks: list[Callable[[CfgNode], Iterator[str]]] = [_check_input, _check_sizes, _check_evaluation]
-        if training:
-            checks += [_check_losses, _check_training_data]
-            problems += _check_batch(cfg, world_size)
-        for check in checks:
-            problems += check(cfg)
+    checks: list[Callable[[CfgNode], Iterator[str]]] = [
+        _check_ranges,
+        _check_choices,
+        _check_input,
+        _check_sizes,
+        _check_evaluation,
+    ]
+    if training:
+        checks += [_check_losses, _check_training_data]
+    problems = [problem for check in checks for problem in check(cfg)]
+    if training:
+        problems += _check_batch(cfg, world_size)
     if problems:
         raise ConfigError("The config cannot be run", problems)
     return list(_warnings(cfg)) if training else []
@@ -142,8 +150,8 @@ def _check_choices(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_input(cfg: CfgNode) -> Iterator[str]:
-    channels = {"RGB": 3, "L": 1}[cfg.INPUT.FORMAT]
-    if not len(cfg.MODEL.PIXEL_MEAN) == len(cfg.MODEL.PIXEL_STD) == channels:
+    channels = {"RGB": 3, "L": 1}.get(cfg.INPUT.FORMAT)
+    if channels and not len(cfg.MODEL.PIXEL_MEAN) == len(cfg.MODEL.PIXEL_STD) == channels:
         yield (
             f"INPUT.FORMAT {cfg.INPUT.FORMAT} has {channels} channel(s), but MODEL.PIXEL_MEAN has "
             f"{len(cfg.MODEL.PIXEL_MEAN)} values and MODEL.PIXEL_STD {len(cfg.MODEL.PIXEL_STD)}."
@@ -170,6 +178,8 @@ def _check_input(cfg: CfgNode) -> Iterator[str]:
 
 def _check_sizes(cfg: CfgNode) -> Iterator[str]:
     patch = cfg.MODEL.VIT.PATCH_SIZE_PX
+    if patch < 1:
+        return  # reported as out of range
     keys = ["INPUT.GLOBAL_CROPS.SIZE_PX", "INPUT.TEST.CROP_SIZE_PX"]
     keys += ["INPUT.LOCAL_CROPS.SIZE_PX"] if cfg.INPUT.LOCAL_CROPS.NUM else []
     keys += ["MODEL.VIT.POS_EMBED_SIZE_PX"] if cfg.MODEL.VIT.POS_EMBED_SIZE_PX != (0,) else []
@@ -201,6 +211,8 @@ def _check_losses(cfg: CfgNode) -> Iterator[str]:
 
 def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
     batch, parts, group = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.NUM_MICRO_BATCHES, cfg.MODEL.LOSS.KOLEO_GROUP_SIZE
+    if batch < 1 or parts < 1:
+        return  # reported as out of range
     if batch % (world_size * parts):
         yield (
             f"SOLVER.IMS_PER_BATCH {batch} (global) is not divisible by {world_size} process(es) x "

@@ -1,0 +1,5 @@
+from dinoengine.modeling.backbone.backbone import Backbone
+from dinoengine.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
+from dinoengine.modeling.backbone.vit import VIT_SIZES, VisionTransformer
+
+__all__ = ["BACKBONE_REGISTRY", "VIT_SIZES", "Backbone", "VisionTransformer", "build_backbone"]

@@ -1,0 +1,5 @@
+from dinoengine.modeling.meta_arch.dinov2 import DINOv2, TeacherTargets
+from dinoengine.modeling.meta_arch.feature_model import FeatureModel
+from dinoengine.modeling.meta_arch.student_teacher import StudentTeacher
+
+__all__ = ["DINOv2", "FeatureModel", "StudentTeacher", "TeacherTargets"]
