@@ -1,0 +1,35 @@
+from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransform, MultiCrop
+from dinoengine.data.build import build_test_loader, build_train_loader
+from dinoengine.data.catalog import (
+    DATASET_REGISTRY,
+    DatasetCatalog,
+    MetadataCatalog,
+    build_dataset,
+    build_datasets,
+)
+from dinoengine.data.datasets import ConcatImageDataset, Digits, ImageDataset, ImageFolder, Synthetic
+from dinoengine.data.masking import BlockMasking, MaskPlan
+from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
+
+__all__ = [
+    "AUGMENTATION_REGISTRY",
+    "DATASET_REGISTRY",
+    "BlockMasking",
+    "CenterCropTransform",
+    "ConcatImageDataset",
+    "DatasetCatalog",
+    "Digits",
+    "ImageDataset",
+    "ImageFolder",
+    "InferenceSampler",
+    "MaskPlan",
+    "MetadataCatalog",
+    "MultiCrop",
+    "PositionBatches",
+    "Synthetic",
+    "TrainingSampler",
+    "build_dataset",
+    "build_datasets",
+    "build_test_loader",
+    "build_train_loader",
+]

@@ -1,0 +1,250 @@
+"""Multi-crop augmentation, operation for operation the published one, and the evaluation crop.
+
+Parameters are drawn from the generator that is passed in, never from a global one: the crops of a position are the same
+in every process. Images stay uint8; the model normalises them on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinoengine.config import CfgNode, configurable
+from dinoengine.utils.registry import Registry
+
+AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
+AUGMENTATION_REGISTRY.__doc__ = """Name -> a class called as ``(cfg)``, picklable.
+
+Its instances map ``(PIL.Image, numpy.random.Generator)`` to ``(global crops, local crops)``: two lists of uint8 tensors
+[C, H, W]; all global crops of one size, all local crops of one size.
+"""
+
+_CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What one kind of view differs in.
+
+    Attributes:
+        size: (rows, columns) in pixels.
+        scale: smallest and largest share of the image area.
+        blur_prob, solarize_prob: effective probabilities.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    blur_prob: float
+    solarize_prob: float
+
+
+@dataclass(frozen=True)
+class ColorJitterSettings:
+    """Probability, and strengths as in torchvision's ColorJitter."""
+
+    prob: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+
+@AUGMENTATION_REGISTRY.register()
+class MultiCrop:
+    """Two global views and n local views of one image (SwAV, arXiv:2006.09882; settings of DINOv2).
+
+    Each view: random resized crop (bicubic), flip, colour jitter in random order, grey, blur, solarize.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_format: str,
+        global_views: list[ViewSettings],
+        local_view: ViewSettings,
+        num_local: int,
+        crop_ratio: tuple[float, float],
+        hflip_prob: float,
+        color_jitter: ColorJitterSettings,
+        grayscale_prob: float,
+        blur_kernel: int,
+        blur_sigma: tuple[float, float],
+        solarize_threshold: int,
+    ) -> None:
+        """
+        Args:
+            image_format: "RGB" or "L"; with "L" saturation, hue and grey do nothing.
+            num_local: local views per image.
+            crop_ratio: width over height of the crop, log-uniform.
+            blur_kernel, blur_sigma: in pixels of the crop.
+        """
+        self.image_format = image_format
+        self.global_views = global_views
+        self.local_view = local_view
+        self.num_local = num_local
+        self.crop_ratio = crop_ratio
+        self.hflip_prob = hflip_prob
+        self.color_jitter = color_jitter
+        self.grayscale_prob = grayscale_prob
+        self.blur_kernel = blur_kernel
+        self.blur_sigma = blur_sigma
+        self.solarize_threshold = solarize_threshold
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        inp = cfg.INPUT
+
+        def view(crops: CfgNode, which: int) -> ViewSettings:
+            size = (crops.SIZE_PX[0], crops.SIZE_PX[-1])
+            return ViewSettings(size, crops.SCALE, inp.BLUR.PROBS[which], inp.SOLARIZE.PROBS[which])
+
+        jitter = inp.COLOR_JITTER
+        return {
+            "image_format": inp.FORMAT,
+            "global_views": [view(inp.GLOBAL_CROPS, 0), view(inp.GLOBAL_CROPS, 1)],
+            "local_view": view(inp.LOCAL_CROPS, 2),
+            "num_local": inp.LOCAL_CROPS.NUM,
+            "crop_ratio": inp.CROP_RATIO,
+            "hflip_prob": inp.HFLIP_PROB,
+            "color_jitter": ColorJitterSettings(
+                jitter.PROB, jitter.BRIGHTNESS, jitter.CONTRAST, jitter.SATURATION, jitter.HUE
+            ),
+            "grayscale_prob": inp.GRAYSCALE_PROB,
+            "blur_kernel": inp.BLUR.KERNEL_SIZE_PX,
+            "blur_sigma": inp.BLUR.SIGMA_PX,
+            "solarize_threshold": inp.SOLARIZE.THRESHOLD,
+        }
+
+    def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
+        """(global crops, local crops), uint8 tensors [C, rows, columns]."""
+        image = to_format(image, self.image_format)
+        global_crops = [self._view(image, settings, rng) for settings in self.global_views]
+        local_crops = [self._view(image, self.local_view, rng) for _ in range(self.num_local)]
+        return global_crops, local_crops
+
+    def _view(self, image: Any, view: ViewSettings, rng: np.random.Generator) -> Tensor:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as F
+
+        box = draw_crop_box((image.height, image.width), view.scale, self.crop_ratio, rng)
+        image = F.resized_crop(image, *box, list(view.size), InterpolationMode.BICUBIC)
+        if rng.random() < self.hflip_prob:
+            image = F.hflip(image)
+        if rng.random() < self.color_jitter.prob:
+            image = self._jitter(image, rng)
+        if rng.random() < self.grayscale_prob and self.image_format == "RGB":
+            image = F.rgb_to_grayscale(image, num_output_channels=3)
+        if rng.random() < view.blur_prob:
+            sigma = rng.uniform(*self.blur_sigma)
+            image = F.gaussian_blur(image, [self.blur_kernel, self.blur_kernel], [sigma, sigma])
+        if rng.random() < view.solarize_prob:
+            image = F.solarize(image, self.solarize_threshold)
+        return pil_to_tensor(image)
+
+    def _jitter(self, image: Any, rng: np.random.Generator) -> Any:
+        from torchvision.transforms import functional as F
+
+        jitter = self.color_jitter
+        brightness, contrast, saturation = (
+            rng.uniform(max(0.0, 1.0 - s), 1.0 + s) for s in (jitter.brightness, jitter.contrast, jitter.saturation)
+        )
+        hue = rng.uniform(-jitter.hue, jitter.hue)
+        is_colour = self.image_format == "RGB"
+        operations = [
+            lambda x: F.adjust_brightness(x, brightness) if jitter.brightness else x,
+            lambda x: F.adjust_contrast(x, contrast) if jitter.contrast else x,
+            lambda x: F.adjust_saturation(x, saturation) if jitter.saturation and is_colour else x,
+            lambda x: F.adjust_hue(x, hue) if jitter.hue and is_colour else x,
+        ]
+        for which in rng.permutation(4):
+            image = operations[which](image)
+        return image
+
+
+class CenterCropTransform:
+    """The evaluation crop: shorter side to ``resize_px`` (bicubic), then the centre.
+
+    An image that is then still smaller than the crop is enlarged to cover it, so an 8 x 8 scan with
+    ``resize_px=16, crop_size=(16, 16)`` and with ``resize_px=0`` gives the same.
+    """
+
+    def __init__(self, image_format: str, resize_px: int, crop_size: tuple[int, int]) -> None:
+        """
+        Args:
+            resize_px: 0 leaves the size.
+            crop_size: (rows, columns).
+        """
+        self.image_format = image_format
+        self.resize_px = resize_px
+        self.crop_size = crop_size
+
+    def __call__(self, image: Any) -> Tensor:
+        """PIL image -> uint8 tensor [C, rows, columns]."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as F
+
+        image = to_format(image, self.image_format)
+        rows, columns = self.crop_size
+        shorter = self.resize_px or min(image.height, image.width)
+        factor = shorter / min(image.height, image.width)
+        factor = max(factor, rows / image.height, columns / image.width)
+        size = [max(rows, round(image.height * factor)), max(columns, round(image.width * factor))]
+        if size != [image.height, image.width]:
+            image = F.resize(image, size, InterpolationMode.BICUBIC)
+        return pil_to_tensor(F.center_crop(image, [rows, columns]))
+
+
+def to_format(image: Any, image_format: str) -> Any:
+    """Convert a PIL image to "RGB" or "L"; transparent pixels are laid on black, 16-bit greys scaled to 8 bit."""
+    if image.mode == image_format:
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        from PIL import Image
+
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        from PIL import Image
+
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert(image_format)
+
+
+def pil_to_tensor(image: Any) -> Tensor:
+    """PIL "RGB" or "L" -> uint8 tensor [C, H, W] of its own memory."""
+    array = np.array(image)
+    return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def draw_crop_box(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random crop; the distribution of torchvision's RandomResizedCrop.
+
+    Args:
+        size: (rows, columns) of the image.
+        scale: share of the area, uniform.
+        ratio: width over height, log-uniform.
+    """
+    rows, columns = size
+    for _ in range(_CROP_TRIES):
+        area = rows * columns * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= columns and 0 < height <= rows:
+            top, left = int(rng.integers(0, rows - height + 1)), int(rng.integers(0, columns - width + 1))
+            return top, left, height, width
+    # No fit in ten tries: the largest central crop within the range of ratios.
+    if columns / rows < ratio[0]:
+        width, height = columns, min(rows, round(columns / ratio[0]))
+    elif columns / rows > ratio[1]:
+        width, height = min(columns, round(rows * ratio[1])), rows
+    else:
+        width, height = columns, rows
+    return (rows - height) // 2, (columns - width) // 2, height, width

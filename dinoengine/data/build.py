@@ -1,0 +1,133 @@
+"""Loaders from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dinoengine.config import CfgNode
+from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransform
+from dinoengine.data.catalog import build_datasets
+from dinoengine.data.collate import CropSample, LabelledImage, SSLCollate, collate_images
+from dinoengine.data.datasets.base import ImageDataset
+from dinoengine.data.masking import BlockMasking, MaskPlan
+from dinoengine.data.random_streams import CROPS, position_rng
+from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
+from dinoengine.utils import comm
+
+
+class TrainingStream(Dataset[CropSample]):
+    """position -> crops; a pure function of (seed, position), whatever worker is asked."""
+
+    def __init__(self, dataset: ImageDataset, sampler: TrainingSampler, augmentation: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> CropSample:
+        index = self.sampler.index_at(position)
+        image = self.dataset.load(index)
+        try:
+            crops = self.augmentation(image, position_rng(self.seed, position, CROPS))
+        except Exception as error:
+            raise RuntimeError(
+                f"Augmenting {self.dataset.describe(index)} (position {position} of the stream) failed: {error}"
+            ) from error
+        return CropSample(position, *crops)
+
+
+class EvaluationImages(Dataset[LabelledImage]):
+    """index -> evaluation crop and label."""
+
+    def __init__(self, dataset: ImageDataset, transform: CenterCropTransform) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        sample = self.dataset[index]
+        return LabelledImage(self.transform(sample.image), sample.label, index)
+
+
+def build_mask_plan(cfg: CfgNode) -> MaskPlan | None:
+    """The masks INPUT.MASK asks for; None when the iBOT loss is off."""
+    if cfg.MODEL.LOSS.IBOT_WEIGHT == 0:
+        return None
+    size, patch = cfg.INPUT.GLOBAL_CROPS.SIZE_PX, cfg.MODEL.VIT.PATCH_SIZE_PX
+    masking = BlockMasking(
+        (size[0] // patch, size[-1] // patch), cfg.INPUT.MASK.MIN_BLOCK_PATCHES, cfg.INPUT.MASK.MIN_ASPECT
+    )
+    return MaskPlan(
+        masking,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        seed=cfg.SEED,
+        crop_share=cfg.INPUT.MASK.CROP_SHARE,
+        ratio=cfg.INPUT.MASK.RATIO,
+    )
+
+
+def build_train_loader(
+    cfg: CfgNode, start_iter: int = 0, *, rank: int | None = None, world_size: int | None = None
+) -> DataLoader[Any]:
+    """An endless loader of SSLBatch, beginning with the batch of iteration ``start_iter``.
+
+    Args:
+        rank, world_size: default to those of the process group.
+
+    Raises:
+        ValueError, KeyError, FileNotFoundError: if a dataset cannot be made, or the batch cannot be divided.
+    """
+    dataset = build_datasets(cfg.DATASETS.TRAIN)
+    sampler = TrainingSampler(len(dataset), cfg.SEED)
+    augmentation = AUGMENTATION_REGISTRY.get(cfg.INPUT.AUGMENTATION)(cfg)
+    batches = PositionBatches(
+        cfg.SOLVER.IMS_PER_BATCH,
+        rank=comm.get_rank() if rank is None else rank,
+        world_size=comm.get_world_size() if world_size is None else world_size,
+        start_iter=start_iter,
+    )
+    return DataLoader(
+        TrainingStream(dataset, sampler, augmentation, cfg.SEED),
+        batch_sampler=batches,
+        collate_fn=SSLCollate(build_mask_plan(cfg)),
+        **_worker_options(cfg),
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_strings: str | Iterable[str]) -> DataLoader[Any]:
+    """A loader of ImageBatch over this rank's part of a dataset: each image once, in order, none padded."""
+    strings = (dataset_strings,) if isinstance(dataset_strings, str) else tuple(dataset_strings)
+    dataset = build_datasets(strings)
+    crop = cfg.INPUT.TEST.CROP_SIZE_PX
+    transform = CenterCropTransform(cfg.INPUT.FORMAT, cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
+    world_size = comm.get_world_size()
+    return DataLoader(
+        EvaluationImages(dataset, transform),
+        batch_size=max(1, cfg.TEST.IMS_PER_BATCH // world_size),
+        sampler=InferenceSampler(len(dataset), rank=comm.get_rank(), world_size=world_size),
+        collate_fn=collate_images,
+        **_worker_options(cfg),
+    )
+
+
+def _worker_options(cfg: CfgNode) -> dict[str, Any]:
+    num_workers = cfg.DATALOADER.NUM_WORKERS
+    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": cfg.MODEL.DEVICE == "cuda"}
+    if num_workers:
+        options |= {
+            "persistent_workers": True,
+            "prefetch_factor": cfg.DATALOADER.PREFETCH_FACTOR,
+            "worker_init_fn": _init_worker,
+        }
+    return options
+
+
+def _init_worker(worker_id: int) -> None:
+    # Workers share the cores with each other and with the training process; each works on one image at a time.
+    torch.set_num_threads(1)

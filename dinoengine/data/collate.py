@@ -1,0 +1,63 @@
+"""From samples to batches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dinoengine.data.masking import MaskPlan
+from dinoengine.structures import ImageBatch, SSLBatch
+
+
+class CropSample(NamedTuple):
+    """The crops of one image: G tensors [C, H, W] and L tensors [C, h, w], and its position in the stream."""
+
+    position: int
+    global_crops: list[Tensor]
+    local_crops: list[Tensor]
+
+
+class LabelledImage(NamedTuple):
+    """One evaluation image [C, H, W], its label (None without labels) and its index in the dataset."""
+
+    image: Tensor
+    label: int | None
+    index: int
+
+
+class SSLCollate:
+    """CropSamples -> SSLBatch, with masks from the plan (or none)."""
+
+    def __init__(self, mask_plan: MaskPlan | None) -> None:
+        self.mask_plan = mask_plan
+
+    def __call__(self, samples: list[CropSample]) -> SSLBatch:
+        positions = [s.position for s in samples]
+        num_global, num_local = len(samples[0].global_crops), len(samples[0].local_crops)
+        # View-major: all first views, then all second views.
+        global_crops = torch.stack([s.global_crops[view] for view in range(num_global) for s in samples])
+        local_crops = None
+        if num_local:
+            local_crops = torch.stack([s.local_crops[view] for view in range(num_local) for s in samples])
+        masks = None if self.mask_plan is None else torch.from_numpy(self.mask_plan.masks(positions))
+        return SSLBatch(
+            global_crops=global_crops,
+            local_crops=local_crops,
+            masks=masks,
+            positions=torch.tensor(positions, dtype=torch.int64),
+            num_global_views=num_global,
+            num_local_views=num_local,
+        )
+
+
+def collate_images(samples: list[LabelledImage]) -> ImageBatch:
+    """LabelledImages -> ImageBatch; labels are None if the dataset has none."""
+    labels = [s.label for s in samples]
+    has_labels = all(label is not None for label in labels)
+    return ImageBatch(
+        images=torch.stack([s.image for s in samples]),
+        labels=torch.tensor(labels, dtype=torch.int64) if has_labels else None,
+        indices=torch.tensor([s.index for s in samples], dtype=torch.int64),
+    )

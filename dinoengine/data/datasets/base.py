@@ -1,0 +1,72 @@
+"""What a dataset is."""
+
+from __future__ import annotations
+
+import abc
+import bisect
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from dinoengine.structures import Sample
+
+
+class ImageDataset(abc.ABC):
+    """Images by index, with labels where there are any. Must be picklable (workers are processes).
+
+    Attributes:
+        class_names: name of each label 0..n-1; None without labels.
+    """
+
+    class_names: list[str] | None = None
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def load(self, index: int) -> Any:
+        """The image at ``index`` as a ``PIL.Image`` in any mode."""
+
+    def label(self, index: int) -> int | None:
+        """The label at ``index``, without decoding the image; None when there is none."""
+        return None
+
+    def describe(self, index: int) -> str:
+        """Where this image comes from, for messages: a path or ``digits[17]``."""
+        return f"{type(self).__name__}[{index}]"
+
+    @property
+    def has_labels(self) -> bool:
+        return self.class_names is not None
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.load(index), self.label(index))
+
+
+class ConcatImageDataset(ImageDataset):
+    """Several datasets one after the other. It has labels if all have the same class names."""
+
+    def __init__(self, datasets: Sequence[ImageDataset]) -> None:
+        self.datasets = list(datasets)
+        self._ends = list(itertools.accumulate(len(d) for d in self.datasets))
+        names = self.datasets[0].class_names
+        self.class_names = names if all(d.class_names == names for d in self.datasets) else None
+
+    def _locate(self, index: int) -> tuple[ImageDataset, int]:
+        which = bisect.bisect_right(self._ends, index)
+        return self.datasets[which], index - (self._ends[which - 1] if which else 0)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def load(self, index: int) -> Any:
+        dataset, inner = self._locate(index)
+        return dataset.load(inner)
+
+    def label(self, index: int) -> int | None:
+        dataset, inner = self._locate(index)
+        return dataset.label(inner) if self.has_labels else None
+
+    def describe(self, index: int) -> str:
+        dataset, inner = self._locate(index)
+        return dataset.describe(inner)
