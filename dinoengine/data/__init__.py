@@ -7,7 +7,8 @@ from dinoengine.data.catalog import (
     build_dataset,
     build_datasets,
 )
-from dinoengine.data.datasets import ConcatImageDataset, Digits, ImageDataset, ImageFolder, Synthetic
+from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
+from dinoengine.data.datasets import Digits, ImageFolder, Synthetic
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
 

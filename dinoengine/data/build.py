@@ -12,7 +12,7 @@ from dinoengine.config import CfgNode
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransform
 from dinoengine.data.catalog import build_datasets
 from dinoengine.data.collate import CropSample, LabelledImage, SSLCollate, collate_images
-from dinoengine.data.datasets.base import ImageDataset
+from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler

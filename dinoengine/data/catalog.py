@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
-from dinoengine.data.datasets.base import ConcatImageDataset, ImageDataset
+from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
 from dinoengine.utils.registry import Registry, suggest
 
 GRAMMAR = "name[:argument][:key=value]..., e.g. folder:/path/to/images or digits:split=train"

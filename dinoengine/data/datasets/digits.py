@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
-from dinoengine.data.datasets.base import ImageDataset
+from dinoengine.data.dataset import ImageDataset
 from dinoengine.utils.registry import suggest
 
 NUM_TRAIN = 1437

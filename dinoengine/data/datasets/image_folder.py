@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
-from dinoengine.data.datasets.base import ImageDataset
+from dinoengine.data.dataset import ImageDataset
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")

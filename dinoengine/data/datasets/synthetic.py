@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
-from dinoengine.data.datasets.base import ImageDataset
+from dinoengine.data.dataset import ImageDataset
 from dinoengine.utils.env import hash_seed
 
 SHAPES = ("disc", "square", "triangle", "ring", "cross")
