@@ -13,12 +13,21 @@ data, modeling and solver never import each other; they meet here. Shapes use th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+
+Batch = TypeVar("Batch", "SSLBatch", "ImageBatch")
+
+
+def _map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """A copy of a dataclass with ``function`` applied to each of its tensors."""
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor)})
 
 
 class Sample(NamedTuple):
@@ -59,11 +68,11 @@ class SSLBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SSLBatch:
         """The same batch with every tensor on ``device``."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        return _map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SSLBatch:
         """Called by the DataLoader when ``pin_memory=True``."""
-        return self._map(lambda t: t.pin_memory())
+        return _map_tensors(self, lambda t: t.pin_memory())
 
     def split(self, num_parts: int) -> list[SSLBatch]:
         """Cut into ``num_parts`` batches of B / num_parts consecutive images each, keeping the view-major layout.
@@ -97,12 +106,6 @@ class SSLBatch:
             replace(self, global_crops=g, local_crops=lo, masks=m, positions=p) for g, lo, m, p in columns
         ]
 
-    def _map(self, function: Any) -> SSLBatch:
-        changed = {
-            f.name: function(getattr(self, f.name)) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **changed)
-
 
 @dataclass
 class ImageBatch:
@@ -120,6 +123,14 @@ class ImageBatch:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
+        """The same batch with every tensor on ``device``."""
+        return _map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> ImageBatch:
+        """Called by the DataLoader when ``pin_memory=True``."""
+        return _map_tensors(self, lambda t: t.pin_memory())
 
 
 @dataclass

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
-from dinoengine.utils.registry import Registry, suggest
+from dinoengine.utils.registry import Registry, UnknownNameError, suggest
 
 GRAMMAR = "name[:argument][:key=value]..., e.g. folder:/path/to/images or digits:split=train"
 
@@ -49,7 +49,7 @@ class _DatasetCatalog:
     def get(self, name: str) -> ImageDataset:
         """Make the dataset registered under ``name``; KeyError lists the names."""
         if name not in self._makers:
-            raise KeyError(f"Dataset {name!r} is not registered. Registered: {', '.join(self.list()) or 'none'}.")
+            raise UnknownNameError(f"Dataset {name!r} is not registered. Registered: {', '.join(self.list()) or 'none'}.")
         return self._makers[name]()
 
     def list(self) -> list[str]:
@@ -107,7 +107,7 @@ def build_dataset(text: str) -> ImageDataset:
         hint = suggest(name, known)
         if not hint and ("/" in text or text.startswith(("~", "."))):
             hint = f" (for a folder of images write 'folder:{text}')"
-        raise KeyError(f"No dataset {name!r} (in {text!r}){hint}. Known: {', '.join(known)}. Grammar: {GRAMMAR}.")
+        raise UnknownNameError(f"No dataset {name!r} (in {text!r}){hint}. Known: {', '.join(known)}. Grammar: {GRAMMAR}.")
     builder = DATASET_REGISTRY.get(name)
     arguments = _parse_arguments(text, rest, builder)
     dataset: ImageDataset = builder(**arguments)

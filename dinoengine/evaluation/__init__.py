@@ -1,0 +1,32 @@
+from dinoengine.evaluation.baselines import pixel_knn_accuracy
+from dinoengine.evaluation.build import EVALUATOR_REGISTRY, build_evaluator
+from dinoengine.evaluation.evaluator import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_context,
+    inference_on_dataset,
+)
+from dinoengine.evaluation.features import FeatureCollector, Features, extract_features, extract_pixels
+from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
+from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format, results_table, verify_results
+
+__all__ = [
+    "EVALUATOR_REGISTRY",
+    "DatasetEvaluator",
+    "DatasetEvaluators",
+    "FeatureCollector",
+    "Features",
+    "KNNEvaluator",
+    "build_evaluator",
+    "extract_features",
+    "extract_pixels",
+    "flatten_results_dict",
+    "inference_context",
+    "inference_on_dataset",
+    "knn_accuracy",
+    "knn_scores",
+    "pixel_knn_accuracy",
+    "print_csv_format",
+    "results_table",
+    "verify_results",
+]

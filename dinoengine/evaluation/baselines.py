@@ -1,0 +1,22 @@
+"""What to compare a k-NN result with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dinoengine.config import CfgNode
+from dinoengine.evaluation.features import Features, extract_pixels
+from dinoengine.evaluation.knn import knn_accuracy
+
+
+def pixel_knn_accuracy(cfg: CfgNode, bank_loader: Any, query_loader: Any) -> dict[str, float]:
+    """k-NN on the evaluation crops themselves, minus the mean of the training set, settings of TEST.KNN."""
+    bank, queries = extract_pixels(bank_loader), extract_pixels(query_loader)
+    mean = bank.features.mean(0, keepdim=True)
+    return knn_accuracy(
+        Features(bank.features - mean, bank.labels),
+        Features(queries.features - mean, queries.labels),
+        cfg.TEST.KNN.K,
+        temperature=cfg.TEST.KNN.TEMPERATURE,
+        chunk_size=cfg.TEST.KNN.CHUNK_SIZE,
+    )
