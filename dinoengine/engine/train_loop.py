@@ -157,6 +157,9 @@ class TrainerBase:
         """One iteration; subclasses define it."""
         raise NotImplementedError
 
+    def flush_metrics(self) -> None:
+        """Bring metrics that are still on their way into the storage; a collective operation."""
+
     def before_train(self) -> None:
         for hook in self._hooks:
             hook.before_train()

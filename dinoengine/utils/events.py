@@ -79,6 +79,7 @@ class EventStorage:
         self._images: deque[Image] = deque(maxlen=64)
         self._histograms: deque[Histogram] = deque(maxlen=64)
         self._sequence = 0
+        self.restored_sequence = 0
         self._prefix = ""
 
     def put_scalar(
@@ -208,14 +209,14 @@ class EventStorage:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of ``state_dict``; what it restores is not handed to writers again."""
+        """Inverse of ``state_dict``. Restored values count as updates: some may not have reached a file before the run
+        ended; writers tell by the iteration what they have."""
         for name, entry in state.items():
-            self._smoothing_hint[name] = entry["smoothing_hint"]
-            self._role[name] = entry["role"]
-            buffer = self._history[name] = HistoryBuffer(max_length=HISTORY_LENGTH)
             for value, iteration in entry["values"]:
-                buffer.update(value, iteration)
-                self._latest[name] = (value, iteration)
+                self.put_scalar(
+                    name, value, smoothing_hint=entry["smoothing_hint"], cur_iter=iteration, role=entry["role"]
+                )
+        self.restored_sequence = self._sequence
 
     def __enter__(self) -> EventStorage:
         _storages.append(self)

@@ -47,22 +47,25 @@ class JSONWriter(EventWriter):
         """
         self.path = path
         self._sequence = 0
-        if os.path.exists(path):
-            self._drop_rows_from(start_iter)
+        # Last iteration in the file. A resumed storage gives its restored values again: those up to here are known.
+        self._last_known = self._keep_rows_before(start_iter) if os.path.exists(path) else -1.0
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
 
-    def _drop_rows_from(self, start_iter: int) -> None:
+    def _keep_rows_before(self, start_iter: int) -> float:
         with open(self.path, encoding="utf-8") as file:
             lines = file.readlines()
         kept = [line for line in lines if _iteration_of(line) < start_iter]
         if len(kept) < len(lines):
             with atomic_write(self.path, "w") as file:
                 file.writelines(kept)
+        return max((_iteration_of(line) for line in kept), default=-1.0)
 
     def write(self) -> None:
         updates, self._sequence = get_event_storage().updates_since(self._sequence)
         rows: dict[int, dict[str, float | int | None]] = {}
         for name, value, iteration in updates:
+            if iteration <= self._last_known:
+                continue
             rows.setdefault(iteration, {})[name] = value if math.isfinite(value) else None
         for iteration in sorted(rows):
             row = {"iteration": iteration, **rows[iteration]}
@@ -154,7 +157,8 @@ class TensorboardXWriter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        first, (updates, self._sequence) = self._sequence, storage.updates_since(self._sequence)
+        first = max(self._sequence, storage.restored_sequence)
+        updates, self._sequence = storage.updates_since(first)
         if self._writer is None:
             from tensorboardX import SummaryWriter
 

@@ -1,0 +1,232 @@
+"""Save, load, resume. One file per checkpoint, ``last_checkpoint`` names the newest.
+
+A file is ``{"model": state dict, <name>: state of each checkpointable ..., "iteration": last finished iteration}``. It is
+written to a temporary name, flushed and renamed, and the pointer is moved after it: a crash at any moment leaves the
+last good checkpoint in place. Files are read with ``weights_only``: they are data and never run code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from dinoengine.utils import comm
+from dinoengine.utils.file_io import atomic_write, local_path
+
+logger = logging.getLogger(__name__)
+
+POINTER = "last_checkpoint"
+_MOST_NAMES = 8
+
+
+class Checkpointable(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not fit; says which keys and what to do."""
+
+
+class Checkpointer:
+    """Saves a model and whatever has a ``state_dict``; only rank 0 writes, every rank reads."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str,
+        *,
+        strict: bool = True,
+        metadata: dict[str, Any] | None = None,
+        **checkpointables: Checkpointable,
+    ) -> None:
+        """
+        Args:
+            model: not wrapped in DDP.
+            save_dir: where files go and where resuming looks.
+            strict: whether loading weights requires every key to match (see ``load``).
+            metadata: plain values stored in every file (the config as text).
+            checkpointables: named objects with state, e.g. ``trainer=``.
+        """
+        self.model = model
+        self.save_dir = save_dir
+        self.strict = strict
+        self.metadata = metadata or {}
+        self.checkpointables = checkpointables
+
+    def save(self, name: str, *, tag_last: bool = True, **extra: Any) -> str:
+        """Write ``<save_dir>/<name>.pth`` and return its path.
+
+        Args:
+            tag_last: make it the checkpoint that ``resume`` continues from.
+            extra: plain values stored beside, e.g. ``iteration=``.
+        """
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        if not comm.is_main_process():
+            return path
+        data = {
+            "model": self.model.state_dict(),
+            **{key: value.state_dict() for key, value in self.checkpointables.items()},
+            **self.metadata,
+            **extra,
+        }
+        os.makedirs(self.save_dir, exist_ok=True)
+        with atomic_write(path) as file:
+            torch.save(data, file)
+        if tag_last:
+            self.tag_last_checkpoint(f"{name}.pth")
+        logger.info("Saved checkpoint %s", path)
+        return path
+
+    def tag_last_checkpoint(self, basename: str) -> None:
+        """Point ``last_checkpoint`` at a file of ``save_dir``."""
+        with atomic_write(os.path.join(self.save_dir, POINTER), "w") as file:
+            file.write(basename)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return os.path.exists(os.path.join(self.save_dir, POINTER))
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the checkpoint to resume from, or an empty string.
+
+        Raises:
+            CheckpointError: if the pointer names a file that is gone.
+        """
+        if not self.has_checkpoint():
+            return ""
+        pointer = os.path.join(self.save_dir, POINTER)
+        with open(pointer, encoding="utf-8") as file:
+            path = os.path.join(self.save_dir, os.path.basename(file.read().strip()))
+        if not os.path.isfile(path):
+            raise CheckpointError(
+                f"{pointer} names {os.path.basename(path)}, which is not there. Write the name of another checkpoint of "
+                f"{self.save_dir} into it, or remove it to start over."
+            )
+        return path
+
+    def resume_or_load(self, weights: str, *, resume: bool = True) -> int:
+        """Continue the run in ``save_dir``, or start from ``weights``, or from scratch; logs which and why.
+
+        Returns:
+            The iteration to start from: last finished + 1 when resuming, else 0.
+        """
+        last = self.get_checkpoint_file() if resume else ""
+        if last:
+            reason = f"; MODEL.WEIGHTS {weights} is not used" if weights else ""
+            logger.info("Resuming from %s (--resume, and it is the last checkpoint of this run%s).", last, reason)
+            return int(self.load(last)["iteration"]) + 1
+        why = f"; --resume found no checkpoint in {self.save_dir}" if resume else ""
+        if weights:
+            logger.info("Starting at iteration 0 with the weights of %s (MODEL.WEIGHTS%s).", weights, why)
+            self.load(weights, weights_only=True)
+        else:
+            logger.info("Starting from scratch at iteration 0 (MODEL.WEIGHTS is empty%s).", why)
+        return 0
+
+    def load(self, path: str, *, weights_only: bool = False) -> dict[str, Any]:
+        """Load a file into the model and, unless ``weights_only``, into every checkpointable.
+
+        Nothing is changed if the file does not fit.
+
+        Returns:
+            What else the file holds, e.g. ``{"iteration": 99}``.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if it cannot be read, lacks the state of a checkpointable, or does not fit the model:
+                any difference if ``strict``, else only when nothing fits.
+        """
+        data = read_checkpoint(path)
+        if "model" not in data:
+            raise CheckpointError(
+                f"{path} has no 'model' entry; it has {_short(list(data))}. Expected a checkpoint written by dinoengine."
+            )
+        if not weights_only:
+            missing = [name for name in self.checkpointables if name not in data]
+            if missing:
+                raise CheckpointError(
+                    f"{path} cannot be resumed from: it lacks the state of {', '.join(missing)} (it has "
+                    f"{_short(list(data))}). To start a new run from its weights use MODEL.WEIGHTS without --resume."
+                )
+        self._load_model(data.pop("model"), path, strict=self.strict or not weights_only)
+        if not weights_only:
+            for name, checkpointable in self.checkpointables.items():
+                checkpointable.load_state_dict(data.pop(name))
+        return data
+
+    def _load_model(self, saved: dict[str, torch.Tensor], path: str, *, strict: bool) -> None:
+        own = self.model.state_dict()
+        missing = [key for key in own if key not in saved]
+        unexpected = [key for key in saved if key not in own]
+        misshapen = [key for key in own if key in saved and saved[key].shape != own[key].shape]
+        problems = []
+        if misshapen:
+            shapes = [f"{k} {list(saved[k].shape)} (model: {list(own[k].shape)})" for k in misshapen]
+            problems.append(f"{len(misshapen)} of another shape: {_short(shapes)}")
+        if missing:
+            problems.append(f"{len(missing)} missing: {_short(_grouped(missing))}")
+        if unexpected:
+            problems.append(f"{len(unexpected)} not in the model: {_short(_grouped(unexpected))}")
+        num_fitting = len(own) - len(missing) - len(misshapen)
+        report = f"{path} does not fit the model ({num_fitting} of {len(own)} entries fit):\n  " + "\n  ".join(problems)
+        if problems and (strict or num_fitting == 0):
+            raise CheckpointError(
+                f"{report}\nUse the config it was trained with (config.yaml beside it), or set MODEL.WEIGHTS_STRICT False "
+                "to load only what fits."
+            )
+        if problems:
+            logger.warning("%s\nLoading what fits, as MODEL.WEIGHTS_STRICT is False.", report)
+        fitting = {key: saved[key] for key in own if key in saved and key not in misshapen}
+        self.model.load_state_dict(fitting, strict=False)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU. Only data is read; pickled code is refused.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is damaged, no checkpoint, or holds pickled code.
+    """
+    local = local_path(path)
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"Checkpoint {path} does not exist. Check MODEL.WEIGHTS.")
+    try:
+        data = torch.load(local, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was refused: it is damaged or holds pickled Python objects, which could run code. Only tensors and "
+            f"plain values are read. ({str(error).splitlines()[0]})"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: damaged or not a checkpoint ({str(error).splitlines()[0]}).") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a checkpoint, which is a dict.")
+    return data
+
+
+def periodic_checkpoints(save_dir: str) -> list[str]:
+    """Paths of the ``model_<iteration>.pth`` files of a run, oldest first."""
+    names = sorted(n for n in os.listdir(save_dir) if re.fullmatch(r"model_\d{7,}\.pth", n))
+    return [os.path.join(save_dir, name) for name in names]
+
+
+def _grouped(keys: list[str]) -> list[str]:
+    """``a.b.x, a.b.y`` -> ``a.b.{x, y}``."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        prefix, _, leaf = key.rpartition(".")
+        groups.setdefault(prefix, []).append(leaf)
+    return [f"{p}.{{{', '.join(v)}}}" if len(v) > 1 else f"{p}.{v[0]}".lstrip(".") for p, v in groups.items()]
+
+
+def _short(names: list[str]) -> str:
+    more = f" ... and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

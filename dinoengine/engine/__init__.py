@@ -1,0 +1,33 @@
+from dinoengine.engine import hooks
+from dinoengine.engine.defaults import DefaultPredictor, DefaultTrainer, default_writers
+from dinoengine.engine.launch import launch
+from dinoengine.engine.parallel import create_ddp_model, unwrap_model
+from dinoengine.engine.setup import (
+    default_argument_parser,
+    default_setup,
+    exit_on_user_error,
+    load_config,
+    load_weights_for_evaluation,
+)
+from dinoengine.engine.ssl_trainer import SSLTrainer
+from dinoengine.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+
+__all__ = [
+    "AMPTrainer",
+    "DefaultPredictor",
+    "DefaultTrainer",
+    "HookBase",
+    "SSLTrainer",
+    "SimpleTrainer",
+    "TrainerBase",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+    "exit_on_user_error",
+    "hooks",
+    "launch",
+    "load_config",
+    "load_weights_for_evaluation",
+    "unwrap_model",
+]

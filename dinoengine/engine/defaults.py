@@ -1,0 +1,293 @@
+"""A run from a config: DefaultTrainer, the writers, and prediction for one image."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dinoengine.checkpoint import Checkpointer
+from dinoengine.config import CfgNode
+from dinoengine.data import CenterCropTransform, build_test_loader, build_train_loader
+from dinoengine.engine import hooks
+from dinoengine.engine.parallel import create_ddp_model, unwrap_model
+from dinoengine.engine.setup import load_weights_for_evaluation
+from dinoengine.engine.train_loop import HookBase, SimpleTrainer
+from dinoengine.evaluation import (
+    DatasetEvaluator,
+    build_evaluator,
+    inference_context,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
+from dinoengine.modeling import build_model
+from dinoengine.solver import OptimizerSchedule, build_lr_scheduler, build_optimizer, scale_config_to_world_size
+from dinoengine.structures import BackboneOutput
+from dinoengine.utils import comm
+from dinoengine.utils.logger import setup_logger
+from dinoengine.utils.writers import ConsoleWriter, EventWriter, JSONWriter, TensorboardXWriter
+
+logger = logging.getLogger(__name__)
+
+
+def default_writers(
+    output_dir: str,
+    max_iter: int,
+    *,
+    start_iter: int = 0,
+    images_per_iter: int = 0,
+    window_size: int = 20,
+    tensorboard: bool = True,
+    progress_bar: bool = True,
+) -> list[EventWriter]:
+    """Console, ``metrics.json`` and TensorBoard events in ``output_dir``."""
+    os.makedirs(output_dir, exist_ok=True)
+    writers: list[EventWriter] = [
+        ConsoleWriter(
+            max_iter, images_per_iter=images_per_iter, window_size=window_size, progress_bar=progress_bar
+        ),
+        JSONWriter(os.path.join(output_dir, "metrics.json"), start_iter),
+    ]
+    return [*writers, TensorboardXWriter(output_dir)] if tensorboard else writers
+
+
+class DefaultTrainer(SimpleTrainer):
+    """Everything a run needs, from a config. Override a ``build_*`` to change one thing.
+
+        trainer = DefaultTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+
+    Attributes:
+        cfg: frozen; scaled if SOLVER.REFERENCE_WORLD_SIZE asks for it.
+        scheduler: sets LR and weight decay.
+        checkpointer: saves the model and this trainer.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Raises:
+            ValueError, KeyError, FileNotFoundError: if something the config names cannot be built.
+        """
+        if not logging.getLogger("dinoengine").handlers:
+            setup_logger(distributed_rank=comm.get_rank())
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        data_loader = self.build_train_loader(cfg)  # first: a wrong path is found before the model is built
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        super().__init__(
+            create_ddp_model(
+                model,
+                fp16_compression=cfg.MODEL.DDP.FP16_COMPRESSION,
+                find_unused_parameters=cfg.MODEL.DDP.FIND_UNUSED_PARAMETERS,
+            ),
+            data_loader,
+            optimizer,
+            precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32",
+            clip_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+            num_micro_batches=cfg.SOLVER.NUM_MICRO_BATCHES,
+            gather_metric_period=cfg.LOG.PERIOD,
+            seed=cfg.SEED,
+        )
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            strict=cfg.MODEL.WEIGHTS_STRICT,
+            metadata={"config": cfg.dump()},
+            trainer=self,
+        )
+        self.last_results: dict[str, Any] = {}
+        self.register_hooks(self.build_hooks())
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without its DDP wrapper."""
+        return unwrap_model(self.model)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue the run in OUTPUT_DIR (``resume`` and there is one), else start from MODEL.WEIGHTS or scratch."""
+        self.start_iter = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        batch_sampler = getattr(self.data_loader, "batch_sampler", None)
+        if hasattr(batch_sampler, "start_iter"):
+            batch_sampler.start_iter = self.start_iter
+        elif self.start_iter:
+            logger.warning("The training loader cannot start at iteration %d: it begins its data anew.", self.start_iter)
+
+    def train(self) -> dict[str, Any]:  # type: ignore[override]
+        """Train from ``start_iter`` to SOLVER.MAX_ITER, then check TEST.EXPECTED_RESULTS.
+
+        Returns:
+            The results of the final evaluation; empty when nothing was left to train.
+
+        Raises:
+            SystemExit: with code 1 if the results are not as expected.
+        """
+        super().train(self.start_iter, self.max_iter)
+        self.check_expected_results(self.cfg, self.last_results)
+        return self.last_results
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """The hooks of a run, in the order they are called. Override to add or replace; writers stay last."""
+        cfg = self.cfg
+        period = cfg.TEST.EVAL_PERIOD
+        is_main = comm.is_main_process()
+        profile = cfg.LOG.PROFILE_END_ITER > 0 and is_main
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(self.scheduler),
+            hooks.NonFiniteGuard(cfg.SOLVER.NON_FINITE_MAX_SKIPS),
+            hooks.TorchProfiler(cfg.LOG.PROFILE_START_ITER, cfg.LOG.PROFILE_END_ITER, cfg.OUTPUT_DIR) if profile else None,
+            # BatchNorm statistics before the checkpoint, so that the checkpoint has them.
+            hooks.PreciseBN(period, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
+            if cfg.TEST.PRECISE_BN.ENABLED
+            else None,
+            # The checkpoint before the evaluation: if that fails, its weights are there to look at.
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP),
+            hooks.EvalHook(period, self._evaluate) if cfg.DATASETS.TEST else None,
+            hooks.BestCheckpointer(self.checkpointer, cfg.TEST.BEST_METRIC) if cfg.TEST.BEST_METRIC and is_main else None,
+            # Last, so that what all others measured is written.
+            hooks.PeriodicWriter(self.build_writers, cfg.LOG.PERIOD) if is_main else None,
+        ]
+
+    def _evaluate(self) -> dict[str, Any]:
+        self.last_results = self.test(self.cfg, self.bare_model)
+        return self.last_results
+
+    def build_writers(self) -> list[EventWriter]:
+        cfg = self.cfg
+        return default_writers(
+            cfg.OUTPUT_DIR,
+            self.max_iter,
+            start_iter=self.start_iter,
+            images_per_iter=cfg.SOLVER.IMS_PER_BATCH,
+            window_size=cfg.LOG.PERIOD,
+            tensorboard=cfg.LOG.TENSORBOARD,
+            progress_bar=cfg.LOG.PROGRESS_BAR,
+        )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model on its device. Its initial weights are a function of the config (SEED) alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.SEED)
+            model = build_model(cfg)
+        device = torch.device("cuda", comm.get_local_rank()) if cfg.MODEL.DEVICE == "cuda" else torch.device("cpu")
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info("%s: %s trainable parameters.", type(model).__name__, f"{trainable:,}")
+        return model.to(device)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> OptimizerSchedule:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """An endless loader of SSLBatch; its ``batch_sampler.start_iter`` is set when a run is resumed."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset: str) -> Any:
+        """A loader of ImageBatch over this rank's part of a dataset."""
+        return build_test_loader(cfg, dataset)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Evaluate on every dataset of DATASETS.TEST.
+
+        Args:
+            model: one with ``feature_model()``, or itself images -> BackboneOutput.
+            evaluators: one per dataset; None builds TEST.EVALUATORS.
+
+        Returns:
+            ``{task: {metric: value}}``, nested under the dataset string when there are several datasets.
+
+        Raises:
+            ValueError: if the number of evaluators is not that of datasets.
+        """
+        datasets = cfg.DATASETS.TEST
+        if evaluators is not None and len(evaluators) != len(datasets):
+            raise ValueError(f"{len(evaluators)} evaluators were given for {len(datasets)} datasets in DATASETS.TEST.")
+        model = model.feature_model() if hasattr(model, "feature_model") else model
+        results = {}
+        for i, dataset in enumerate(datasets):
+            evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, dataset)
+            results[dataset] = inference_on_dataset(model, cls.build_test_loader(cfg, dataset), evaluator)
+            if comm.is_main_process():
+                logger.info("Results on %s:", dataset)
+                print_csv_format(results[dataset])
+        return results[datasets[0]] if len(datasets) == 1 else results
+
+    @classmethod
+    def check_expected_results(cls, cfg: CfgNode, results: dict[str, Any]) -> None:
+        """Exit with code 1 if ``results`` miss TEST.EXPECTED_RESULTS. Nothing to do without results."""
+        if cfg.TEST.EXPECTED_RESULTS and results and not verify_results(cfg.TEST.EXPECTED_RESULTS, results):
+            raise SystemExit(1)
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """See ``scale_config_to_world_size``."""
+        return scale_config_to_world_size(cfg, num_workers)
+
+
+class DefaultPredictor:
+    """One image in, features out.
+
+        predictor = DefaultPredictor(cfg)           # MODEL.WEIGHTS, MODEL.DEVICE, INPUT.TEST
+        cls_token = predictor("cat.jpg").cls_token  # [1, D]
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: e.g. the config.yaml of a run, with MODEL.WEIGHTS set.
+
+        Raises:
+            ConfigError: if MODEL.WEIGHTS is empty.
+        """
+        if cfg.MODEL.DEVICE == "auto":
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        model = DefaultTrainer.build_model(cfg)
+        load_weights_for_evaluation(cfg, model, resume=False)
+        self.model: nn.Module = model.feature_model()  # type: ignore[operator]
+        crop = cfg.INPUT.TEST.CROP_SIZE_PX
+        self.transform = CenterCropTransform(cfg.INPUT.FORMAT, cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
+
+    def __call__(self, image: Any) -> BackboneOutput:
+        """
+        Args:
+            image: a path, a PIL image, or a uint8 array [H, W] or [H, W, C] in RGB order.
+
+        Returns:
+            Tokens for a batch of one, on the model's device.
+        """
+        from PIL import Image
+
+        if isinstance(image, (str, os.PathLike)):
+            image = Image.open(image)
+        elif isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        device = next(self.model.parameters()).device
+        with inference_context(self.model):
+            output: BackboneOutput = self.model(self.transform(image)[None].to(device))
+        return output

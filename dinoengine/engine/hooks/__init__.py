@@ -1,0 +1,25 @@
+from dinoengine.engine.hooks.callback import CallbackHook
+from dinoengine.engine.hooks.checkpointing import BestCheckpointer, PeriodicCheckpointer
+from dinoengine.engine.hooks.ema import EMATeacher
+from dinoengine.engine.hooks.evaluation import EvalHook, KNNEvalHook, PreciseBN
+from dinoengine.engine.hooks.guard import NonFiniteGuard
+from dinoengine.engine.hooks.profiling import TorchProfiler
+from dinoengine.engine.hooks.schedules import LRScheduler, ParamSchedule
+from dinoengine.engine.hooks.timing import IterationTimer
+from dinoengine.engine.hooks.writing import PeriodicWriter
+
+__all__ = [
+    "BestCheckpointer",
+    "CallbackHook",
+    "EMATeacher",
+    "EvalHook",
+    "IterationTimer",
+    "KNNEvalHook",
+    "LRScheduler",
+    "NonFiniteGuard",
+    "ParamSchedule",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
+    "TorchProfiler",
+]

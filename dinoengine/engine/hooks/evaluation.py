@@ -1,0 +1,109 @@
+"""When to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from dinoengine.engine.train_loop import HookBase
+from dinoengine.evaluation import KNNEvaluator, flatten_results_dict, inference_on_dataset
+from dinoengine.utils import comm
+
+
+class EvalHook(HookBase):
+    """Calls ``evaluate()`` every ``period`` iterations and once at the end; puts its results into the storage.
+
+    Evaluations take part in collectives: on several processes register it on all of them. The last evaluation is
+    logged at iteration ``max_iter``; after an error there is none.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], dict[str, Any]], eval_after_train: bool = True) -> None:
+        """
+        Args:
+            period: iterations; 0 evaluates only at the end.
+            evaluate: returns (nested) results of numbers.
+        """
+        self.period = period
+        self.evaluate = evaluate
+        self.eval_after_train = eval_after_train
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.period and done % self.period == 0 and done != self.trainer.max_iter:
+            self._run()
+
+    def after_train(self) -> None:
+        if self.eval_after_train and self.trainer.succeeded:
+            self._run()
+
+    def _run(self) -> None:
+        results = flatten_results_dict(self.evaluate() or {})
+        for name, value in results.items():
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"EvalHook: an evaluation must return numbers, got {name!r} = {value!r} ({type(value).__name__})."
+                ) from None
+            self.trainer.storage.put_scalar(name, number, smoothing_hint=False, role="eval")
+        comm.synchronize()  # fast ranks would wait in the next step anyway, counted as its time
+
+
+class KNNEvalHook(EvalHook):
+    """An EvalHook for scripts without a config: k-NN accuracy of a feature model on two labelled loaders."""
+
+    def __init__(
+        self,
+        period: int,
+        feature_model: nn.Module,
+        bank_loader: Any,
+        query_loader: Any,
+        *,
+        ks: Sequence[int] = (10, 20, 100, 200),
+        temperature: float = 0.07,
+    ) -> None:
+        """
+        Args:
+            feature_model: images -> BackboneOutput; shares the weights that are trained (``model.feature_model()``).
+            bank_loader, query_loader: ImageBatch with labels, of this rank's part.
+        """
+        evaluator = KNNEvaluator(bank_loader, ks=ks, temperature=temperature)
+        super().__init__(period, lambda: inference_on_dataset(feature_model, query_loader, evaluator))
+
+
+class PreciseBN(HookBase):
+    """Recomputes BatchNorm statistics from training batches before each evaluation; does nothing without BatchNorm.
+
+    Register it before the checkpointer, so that checkpoints hold the precise statistics.
+    """
+
+    def __init__(self, period: int, model: nn.Module, data_loader: Any, num_iter: int) -> None:
+        """
+        Args:
+            period: iterations, as of the EvalHook; 0: only at the end.
+            model: called on batches of ``data_loader``.
+            num_iter: batches used.
+        """
+        from fvcore.nn.precise_bn import get_bn_modules
+
+        self.period = period
+        self.model = model
+        self.data_loader = data_loader
+        self.num_iter = num_iter
+        self._has_batch_norm = bool(get_bn_modules(model))
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        is_last = done == self.trainer.max_iter
+        if self._has_batch_norm and (is_last or (self.period and done % self.period == 0)):
+            self.update_stats()
+
+    def update_stats(self) -> None:
+        """Average the statistics of ``num_iter`` batches into the model's BatchNorm layers."""
+        from fvcore.nn.precise_bn import update_bn_stats
+
+        device = next(self.model.parameters()).device
+        batches = (batch.to(device) if hasattr(batch, "to") else batch for batch in self.data_loader)
+        update_bn_stats(self.model, batches, self.num_iter)

@@ -1,0 +1,56 @@
+"""Where the time and the memory go."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from dinoengine.engine.train_loop import HookBase
+
+logger = logging.getLogger(__name__)
+
+
+class TorchProfiler(HookBase):
+    """Records a trace of some iterations into ``<output_dir>/profile`` and logs the ten costliest operations.
+
+    Open the trace (.json) in chrome://tracing or ui.perfetto.dev.
+    """
+
+    def __init__(self, start_iter: int, end_iter: int, output_dir: str) -> None:
+        """
+        Args:
+            start_iter, end_iter: iterations ``start_iter .. end_iter - 1`` are recorded.
+        """
+        self.start_iter = start_iter
+        self.end_iter = end_iter
+        self.folder = os.path.join(output_dir, "profile")
+        self._profiler: Any = None
+
+    def before_step(self) -> None:
+        if self.trainer.iter != self.start_iter:
+            return
+        import torch
+
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(activities=activities)
+        self._profiler.start()
+
+    def after_step(self) -> None:
+        if self._profiler is not None and self.trainer.iter + 1 >= self.end_iter:
+            self._finish()
+
+    def after_train(self) -> None:
+        if self._profiler is not None:
+            self._finish()
+
+    def _finish(self) -> None:
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        os.makedirs(self.folder, exist_ok=True)
+        path = os.path.join(self.folder, f"iter{self.start_iter}-{self.trainer.iter}.trace.json")
+        profiler.export_chrome_trace(path)
+        table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=50)
+        logger.info("Profiler trace in %s\n%s", path, table)

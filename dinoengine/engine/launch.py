@@ -1,0 +1,116 @@
+"""Start the processes of a run, or join those that torchrun started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from dinoengine.utils import comm
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun (or something that speaks its environment) started this process."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
+
+
+def launch(
+    main_func: Callable[..., Any],
+    num_processes_per_machine: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str | None = None,
+    args: tuple[Any, ...] = (),
+    *,
+    device: str = "cuda",
+    timeout: timedelta = DEFAULT_TIMEOUT,
+) -> Any:
+    """Run ``main_func(*args)`` in every process of the run.
+
+    Under torchrun this process is one of them. Otherwise one process runs it here, and several are spawned (so
+    ``main_func`` and ``args`` must be picklable).
+
+    Args:
+        num_processes_per_machine: one per GPU, or any number on the CPU.
+        dist_url: e.g. "tcp://host:port", the same on every machine; None picks a free port on a single machine.
+        device: "cuda" (nccl, one GPU per process) or "cpu" (gloo).
+        timeout: of collectives: how long the others wait for a process that is stuck.
+
+    Returns:
+        What ``main_func`` returned, when it ran in this process; None when processes were spawned.
+
+    Raises:
+        ValueError: if several machines have no ``dist_url``.
+        SystemExit: with the exit code of a spawned process that ended with one.
+    """
+    if under_torchrun():
+        return _run_in_group("env://", None, None, device, timeout, main_func, args)
+    world_size = num_machines * num_processes_per_machine
+    if world_size <= 1:
+        return main_func(*args)
+    if dist_url in (None, "auto"):
+        if num_machines > 1:
+            raise ValueError("Several machines need --dist-url tcp://<address of the first machine>:<free port>.")
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    spawn_args = (num_processes_per_machine, world_size, machine_rank, dist_url, device, timeout, main_func, args)
+    try:
+        mp.spawn(_spawned, nprocs=num_processes_per_machine, args=spawn_args)
+    except mp.ProcessExitedException as error:
+        # The process has said why; exit as it did.
+        raise SystemExit(error.exit_code if error.exit_code and error.exit_code > 0 else 1) from None
+    return None
+
+
+def _spawned(
+    local_rank: int,
+    local_size: int,
+    world_size: int,
+    machine_rank: int,
+    dist_url: str,
+    device: str,
+    timeout: timedelta,
+    main_func: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    rank = machine_rank * local_size + local_rank
+    os.environ.update(LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(local_size))
+    if device == "cpu":  # the processes share the cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
+    _run_in_group(dist_url, rank, world_size, device, timeout, main_func, args)
+
+
+def _run_in_group(
+    url: str,
+    rank: int | None,
+    world_size: int | None,
+    device: str,
+    timeout: timedelta,
+    main_func: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> Any:
+    options: dict[str, Any] = {} if rank is None else {"rank": rank, "world_size": world_size}
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before the group, or every process claims GPU 0
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", init_method=url, timeout=timeout, **options)
+    try:
+        comm.synchronize()
+        return main_func(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,249 @@
+"""From the command line to a checked config and a prepared process."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from dinoengine.checkpoint import Checkpointer
+from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
+from dinoengine.engine.launch import under_torchrun
+from dinoengine.solver import scale_config_to_world_size
+from dinoengine.utils import comm
+from dinoengine.utils.env import collect_env_info, seed_all_rng
+from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.logger import setup_logger
+
+logger = logging.getLogger(__name__)
+
+_EPILOG = """
+Overrides are PATH.KEY VALUE or PATH.KEY=VALUE and may stand before or after flags. Examples:
+
+  one process, on a GPU if there is one:
+    %(prog)s --config-file configs/quickstart/digits.yaml OUTPUT_DIR output/digits
+  8 GPUs, continuing the run in OUTPUT_DIR:
+    %(prog)s --config-file cfg.yaml --num-gpus 8 --resume OUTPUT_DIR output/run
+  2 processes on the CPU:
+    %(prog)s --config-file cfg.yaml --num-gpus 2 MODEL.DEVICE cpu
+  evaluate weights:
+    %(prog)s --config-file cfg.yaml --eval-only MODEL.WEIGHTS output/run/model_final.pth
+  under torchrun (it decides the number of processes):
+    torchrun --nproc-per-node 8 %(prog)s --config-file cfg.yaml
+"""
+
+
+class _IntermixedParser(argparse.ArgumentParser):
+    """Takes flags anywhere among the overrides."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        return self.parse_intermixed_args(args, namespace)
+
+
+def default_argument_parser() -> argparse.ArgumentParser:
+    """The flags of every training command, and config overrides as the rest."""
+    parser = _IntermixedParser(
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (or --resume's checkpoint)")
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=None,
+        metavar="N",
+        help="processes on this machine: one per GPU; 0 = one process on the CPU; with MODEL.DEVICE cpu N processes "
+        "on the CPU (default: 1 GPU if there is one)",
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
+    parser.add_argument(
+        "--dist-url", default=None, metavar="URL", help="tcp://host:port, for several machines; else a free port"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """Merge config file and overrides, decide device and number of processes, check everything, freeze.
+
+    Sets ``args.num_gpus`` to the number of processes on this machine.
+
+    Raises:
+        ConfigError: names every problem.
+    """
+    cfg = get_cfg()
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.MODEL.DEVICE, args.num_gpus = resolve_device(cfg.MODEL.DEVICE, args.num_gpus)
+    world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
+    for warning in validate(scale_config_to_world_size(cfg, world_size), world_size, training=not args.eval_only):
+        setup_logger(distributed_rank=comm.get_rank()).warning(warning)
+    cfg.freeze()
+    return cfg
+
+
+def resolve_device(device: str, num_gpus: int | None) -> tuple[str, int]:
+    """("cpu" or "cuda", processes on this machine) for MODEL.DEVICE and --num-gpus.
+
+    Raises:
+        ConfigError: if they contradict each other, or ask for GPUs that are not there.
+    """
+    visible = torch.cuda.device_count()
+    if num_gpus is not None and num_gpus < 0:
+        raise ConfigError("--num-gpus", [f"must be 0 or more, got {num_gpus}."])
+    if device == "cpu":
+        return "cpu", num_gpus or 1
+    if device == "cuda" and num_gpus == 0:
+        raise ConfigError("--num-gpus", ["0 means the CPU, but MODEL.DEVICE is cuda; give one of them up."])
+    wanted = num_gpus if num_gpus is not None else (1 if device == "cuda" or visible else 0)
+    if wanted > visible:
+        raise ConfigError(
+            "--num-gpus",
+            [
+                f"{wanted} asked for, but {visible} GPU(s) are visible to torch. Use --num-gpus {visible}, or set "
+                f"MODEL.DEVICE cpu for {wanted} process(es) on the CPU."
+            ],
+        )
+    return ("cuda", wanted) if wanted else ("cpu", 1)
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """Prepare a process: output folder, log, environment report, config.yaml, seed, backends.
+
+    Returns:
+        The config with SEED drawn where it was -1.
+
+    Raises:
+        ConfigError: if OUTPUT_DIR cannot be written, or holds a run and neither --resume nor --eval-only is given.
+    """
+    rank = comm.get_rank()
+    if comm.is_main_process():
+        check_output_dir(cfg.OUTPUT_DIR, new_run=not (args.resume or args.eval_only))
+    comm.synchronize()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
+    cfg = _with_seed(cfg, args.resume)
+    logger.info("Rank %d of %d process(es) on %s.", rank, comm.get_world_size(), cfg.MODEL.DEVICE)
+    logger.debug("Environment:\n%s", collect_env_info())
+    logger.debug("Command line: %s", args)
+    logger.debug("Full config:\n%s", cfg.dump())
+    if comm.is_main_process() and not args.eval_only:
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        if args.resume:
+            _log_config_changes(path, cfg)
+        with atomic_write(path, "w") as file:
+            file.write(cfg.dump())
+        logger.info("Full config in %s", path)
+    seed_all_rng(cfg.SEED)
+    torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only and not cfg.DETERMINISTIC
+    if cfg.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return cfg
+
+
+def check_output_dir(output_dir: str, *, new_run: bool) -> None:
+    """Make OUTPUT_DIR and see that it can be written and that no run would be overwritten."""
+    if not output_dir:
+        raise ConfigError("OUTPUT_DIR", ["is empty; name a folder for checkpoints and logs."])
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        probe = os.path.join(output_dir, ".writable")
+        with open(probe, "w", encoding="utf-8"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise ConfigError("OUTPUT_DIR", [f"{output_dir} cannot be written ({error.strerror}); choose another."]) from None
+    if new_run and (traces := _traces_of_a_run(output_dir)):
+        raise ConfigError(
+            "OUTPUT_DIR",
+            [
+                f"{output_dir} already holds a run ({', '.join(traces)}). Continue it with --resume, choose another "
+                "OUTPUT_DIR, or remove that folder."
+            ],
+        )
+
+
+def _traces_of_a_run(output_dir: str) -> list[str]:
+    names = ["last_checkpoint", "model_final.pth", "metrics.json"]
+    return [n for n in names if os.path.exists(p := os.path.join(output_dir, n)) and os.path.getsize(p)]
+
+
+def _with_seed(cfg: CfgNode, resume: bool) -> CfgNode:
+    """SEED -1 becomes the seed of the run to be resumed, or a new one, the same on every rank."""
+    if cfg.SEED >= 0:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if resume and os.path.exists(path):
+        saved = get_cfg()
+        saved.merge_from_file(path)
+        cfg.SEED = saved.SEED
+    else:
+        cfg.SEED = comm.shared_random_seed()
+    logger.info("SEED is -1; this run uses %d.", cfg.SEED)
+    cfg.freeze()
+    return cfg
+
+
+def _log_config_changes(path: str, cfg: CfgNode) -> None:
+    """Say what differs from the config this run had before; a resumed run uses the new values."""
+    if not os.path.exists(path):
+        return
+    old = get_cfg()
+    try:
+        old.merge_from_file(path)
+    except ConfigError as error:
+        logger.warning("The config of the run so far cannot be compared: %s", error)
+        return
+    for key, before, now in config_changes(old, cfg):
+        logger.warning("Changed since the run started: %s was %r, is now %r.", key, before, now)
+
+
+def config_changes(old: CfgNode, new: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, old value, new value) of every key that differs."""
+    for key, value in new.items():
+        if isinstance(value, CfgNode):
+            yield from config_changes(old[key], value, f"{prefix}{key}.")
+        elif old[key] != value:
+            yield f"{prefix}{key}", old[key], value
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """An error while a run is being set up becomes one message and exit code 2; the traceback goes to log.txt.
+
+    Wrong names, missing files, weights that do not fit: the message says what to do, and a traceback would bury it.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, OSError) as error:
+        logging.getLogger("dinoengine").debug("Set-up failed", exc_info=True)
+        if comm.is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume: bool) -> None:
+    """What --eval-only evaluates: the last checkpoint with --resume, else MODEL.WEIGHTS.
+
+    Raises:
+        ConfigError: if there is neither.
+        CheckpointError, FileNotFoundError: if the weights cannot be loaded.
+    """
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=cfg.MODEL.WEIGHTS_STRICT)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise ConfigError(
+            "--eval-only", ["has nothing to evaluate: give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a run."]
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
