@@ -20,14 +20,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-
 Batch = TypeVar("Batch", "SSLBatch", "ImageBatch")
 
 
 def _map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     """A copy of a dataclass with ``function`` applied to each of its tensors."""
-    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return replace(batch, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor)})
+    values: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    changed: dict[str, Any] = {name: function(v) for name, v in values.items() if isinstance(v, Tensor)}
+    return replace(batch, **changed)
 
 
 class Sample(NamedTuple):
@@ -88,7 +88,7 @@ class SSLBatch:
         if self.targets is not None:
             raise ValueError("This batch carries teacher targets already; split it before they are attached.")
 
-        def parts(t: Tensor | None, views: int) -> list[Tensor | None]:
+        def parts(t: Tensor | None, views: int) -> list[Any]:
             if t is None:
                 return [None] * num_parts
             # [views*B, ...] -> [views, parts, B/parts, ...]
@@ -102,9 +102,7 @@ class SSLBatch:
             self.positions.chunk(num_parts),
             strict=True,
         )
-        return [
-            replace(self, global_crops=g, local_crops=lo, masks=m, positions=p) for g, lo, m, p in columns
-        ]
+        return [replace(self, global_crops=g, local_crops=lo, masks=m, positions=p) for g, lo, m, p in columns]
 
 
 @dataclass

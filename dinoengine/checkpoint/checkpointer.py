@@ -206,7 +206,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"plain values are read. ({str(error).splitlines()[0]})"
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: damaged or not a checkpoint ({str(error).splitlines()[0]}).") from None
+        raise CheckpointError(
+            f"{path} cannot be read: damaged or not a checkpoint ({str(error).splitlines()[0]})."
+        ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a checkpoint, which is a dict.")
     return data

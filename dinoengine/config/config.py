@@ -212,7 +212,13 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _type_name(default: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of values"}
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        tuple: "a list of values",
+    }
     return names[type(default)]
 
 

@@ -39,7 +39,9 @@ def configurable(init: Callable[..., None]) -> Callable[..., None]:
             return
         from_config = getattr(type(self), "from_config", None)
         if not inspect.ismethod(from_config):
-            raise TypeError(f"{type(self).__name__} needs a classmethod from_config(cls, cfg) to be called with a config.")
+            raise TypeError(
+                f"{type(self).__name__} needs a classmethod from_config(cls, cfg) to be called with a config."
+            )
         init(self, **_arguments(from_config, args, kwargs))
 
     return wrapped
@@ -49,7 +51,9 @@ def _called_with_config(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return bool(args and isinstance(args[0], _YacsCfgNode)) or isinstance(kwargs.get("cfg"), _YacsCfgNode)
 
 
-def _arguments(from_config: Callable[..., dict[str, Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _arguments(
+    from_config: Callable[..., dict[str, Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     parameters = inspect.signature(from_config).parameters
     if next(iter(parameters), None) != "cfg":
         raise TypeError(f"The first argument of {from_config.__qualname__} must be named cfg.")

@@ -257,9 +257,9 @@ def _check_evaluation(cfg: CfgNode) -> Iterator[str]:
 
 def _warnings(cfg: CfgNode) -> Iterator[str]:
     total = cfg.SOLVER.MAX_ITER
-    if cfg.SOLVER.WARMUP_ITERS >= total:
+    if total <= cfg.SOLVER.WARMUP_ITERS:
         yield f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} >= SOLVER.MAX_ITER {total}: the LR never reaches its peak."
-    if cfg.SOLVER.FREEZE_LAST_LAYER_ITERS >= total:
+    if total <= cfg.SOLVER.FREEZE_LAST_LAYER_ITERS:
         yield f"SOLVER.FREEZE_LAST_LAYER_ITERS >= SOLVER.MAX_ITER {total}: the prototypes are never trained."
     if cfg.MODEL.TEACHER.MOMENTUM > cfg.MODEL.TEACHER.MOMENTUM_END:
         yield "MODEL.TEACHER.MOMENTUM is above MOMENTUM_END: the teacher would follow the student ever faster."

@@ -49,7 +49,9 @@ class _DatasetCatalog:
     def get(self, name: str) -> ImageDataset:
         """Make the dataset registered under ``name``; KeyError lists the names."""
         if name not in self._makers:
-            raise UnknownNameError(f"Dataset {name!r} is not registered. Registered: {', '.join(self.list()) or 'none'}.")
+            raise UnknownNameError(
+                f"Dataset {name!r} is not registered. Registered: {', '.join(self.list()) or 'none'}."
+            )
         return self._makers[name]()
 
     def list(self) -> list[str]:
@@ -68,7 +70,9 @@ class _Metadata(SimpleNamespace):
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key in self.__dict__ and self.__dict__[key] != value:
-            raise ValueError(f"Metadata attribute {key!r} is {self.__dict__[key]!r} already; it cannot become {value!r}.")
+            raise ValueError(
+                f"Metadata attribute {key!r} is {self.__dict__[key]!r} already; it cannot become {value!r}."
+            )
         super().__setattr__(key, value)
 
     def set(self, **values: Any) -> _Metadata:
@@ -107,7 +111,9 @@ def build_dataset(text: str) -> ImageDataset:
         hint = suggest(name, known)
         if not hint and ("/" in text or text.startswith(("~", "."))):
             hint = f" (for a folder of images write 'folder:{text}')"
-        raise UnknownNameError(f"No dataset {name!r} (in {text!r}){hint}. Known: {', '.join(known)}. Grammar: {GRAMMAR}.")
+        raise UnknownNameError(
+            f"No dataset {name!r} (in {text!r}){hint}. Known: {', '.join(known)}. Grammar: {GRAMMAR}."
+        )
     builder = DATASET_REGISTRY.get(name)
     arguments = _parse_arguments(text, rest, builder)
     dataset: ImageDataset = builder(**arguments)
@@ -128,7 +134,7 @@ def build_datasets(texts: Iterable[str]) -> ImageDataset:
 
 def _parse_arguments(text: str, rest: str, builder: Callable[..., ImageDataset]) -> dict[str, Any]:
     parameters = inspect.signature(builder).parameters
-    target = builder.__init__ if inspect.isclass(builder) else builder  # type: ignore[misc]
+    target = builder.__init__ if inspect.isclass(builder) else builder
     types = get_type_hints(target)
     arguments: dict[str, Any] = {}
     parts = rest.split(":") if rest else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ class CropSample(NamedTuple):
     local_crops: list[Tensor]
 
 
-class LabelledImage(NamedTuple):
+@dataclass
+class LabelledImage:
     """One evaluation image [C, H, W], its label (None without labels) and its index in the dataset."""
 
     image: Tensor

@@ -9,8 +9,9 @@ from dinoengine.engine.setup import (
     load_config,
     load_weights_for_evaluation,
 )
+from dinoengine.engine.simple_trainer import AMPTrainer, SimpleTrainer
 from dinoengine.engine.ssl_trainer import SSLTrainer
-from dinoengine.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from dinoengine.engine.train_loop import HookBase, TrainerBase
 
 __all__ = [
     "AMPTrainer",

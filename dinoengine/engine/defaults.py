@@ -17,7 +17,8 @@ from dinoengine.data import CenterCropTransform, build_test_loader, build_train_
 from dinoengine.engine import hooks
 from dinoengine.engine.parallel import create_ddp_model, unwrap_model
 from dinoengine.engine.setup import load_weights_for_evaluation
-from dinoengine.engine.train_loop import HookBase, SimpleTrainer
+from dinoengine.engine.simple_trainer import SimpleTrainer
+from dinoengine.engine.train_loop import HookBase
 from dinoengine.evaluation import (
     DatasetEvaluator,
     build_evaluator,
@@ -49,9 +50,7 @@ def default_writers(
     """Console, ``metrics.json`` and TensorBoard events in ``output_dir``."""
     os.makedirs(output_dir, exist_ok=True)
     writers: list[EventWriter] = [
-        ConsoleWriter(
-            max_iter, images_per_iter=images_per_iter, window_size=window_size, progress_bar=progress_bar
-        ),
+        ConsoleWriter(max_iter, images_per_iter=images_per_iter, window_size=window_size, progress_bar=progress_bar),
         JSONWriter(os.path.join(output_dir, "metrics.json"), start_iter),
     ]
     return [*writers, TensorboardXWriter(output_dir)] if tensorboard else writers
@@ -117,10 +116,12 @@ class DefaultTrainer(SimpleTrainer):
         """Continue the run in OUTPUT_DIR (``resume`` and there is one), else start from MODEL.WEIGHTS or scratch."""
         self.start_iter = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         batch_sampler = getattr(self.data_loader, "batch_sampler", None)
-        if hasattr(batch_sampler, "start_iter"):
+        if batch_sampler is not None and hasattr(batch_sampler, "start_iter"):
             batch_sampler.start_iter = self.start_iter
         elif self.start_iter:
-            logger.warning("The training loader cannot start at iteration %d: it begins its data anew.", self.start_iter)
+            logger.warning(
+                "The training loader cannot start at iteration %d: it begins its data anew.", self.start_iter
+            )
 
     def train(self) -> dict[str, Any]:  # type: ignore[override]
         """Train from ``start_iter`` to SOLVER.MAX_ITER, then check TEST.EXPECTED_RESULTS.
@@ -145,15 +146,21 @@ class DefaultTrainer(SimpleTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(self.scheduler),
             hooks.NonFiniteGuard(cfg.SOLVER.NON_FINITE_MAX_SKIPS),
-            hooks.TorchProfiler(cfg.LOG.PROFILE_START_ITER, cfg.LOG.PROFILE_END_ITER, cfg.OUTPUT_DIR) if profile else None,
+            hooks.TorchProfiler(cfg.LOG.PROFILE_START_ITER, cfg.LOG.PROFILE_END_ITER, cfg.OUTPUT_DIR)
+            if profile
+            else None,
             # BatchNorm statistics before the checkpoint, so that the checkpoint has them.
             hooks.PreciseBN(period, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
             if cfg.TEST.PRECISE_BN.ENABLED
             else None,
             # The checkpoint before the evaluation: if that fails, its weights are there to look at.
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP),
+            hooks.PeriodicCheckpointer(
+                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
+            ),
             hooks.EvalHook(period, self._evaluate) if cfg.DATASETS.TEST else None,
-            hooks.BestCheckpointer(self.checkpointer, cfg.TEST.BEST_METRIC) if cfg.TEST.BEST_METRIC and is_main else None,
+            hooks.BestCheckpointer(self.checkpointer, cfg.TEST.BEST_METRIC)
+            if cfg.TEST.BEST_METRIC and is_main
+            else None,
             # Last, so that what all others measured is written.
             hooks.PeriodicWriter(self.build_writers, cfg.LOG.PERIOD) if is_main else None,
         ]
@@ -226,7 +233,7 @@ class DefaultTrainer(SimpleTrainer):
         datasets = cfg.DATASETS.TEST
         if evaluators is not None and len(evaluators) != len(datasets):
             raise ValueError(f"{len(evaluators)} evaluators were given for {len(datasets)} datasets in DATASETS.TEST.")
-        model = model.feature_model() if hasattr(model, "feature_model") else model
+        model = model.feature_model() if hasattr(model, "feature_model") else model  # type: ignore[operator]
         results = {}
         for i, dataset in enumerate(datasets):
             evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, dataset)
@@ -251,8 +258,8 @@ class DefaultTrainer(SimpleTrainer):
 class DefaultPredictor:
     """One image in, features out.
 
-        predictor = DefaultPredictor(cfg)           # MODEL.WEIGHTS, MODEL.DEVICE, INPUT.TEST
-        cls_token = predictor("cat.jpg").cls_token  # [1, D]
+    predictor = DefaultPredictor(cfg)           # MODEL.WEIGHTS, MODEL.DEVICE, INPUT.TEST
+    cls_token = predictor("cat.jpg").cls_token  # [1, D]
     """
 
     def __init__(self, cfg: CfgNode) -> None:

@@ -42,15 +42,13 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE and may stand before or after fla
 class _IntermixedParser(argparse.ArgumentParser):
     """Takes flags anywhere among the overrides."""
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         return self.parse_intermixed_args(args, namespace)
 
 
 def default_argument_parser() -> argparse.ArgumentParser:
     """The flags of every training command, and config overrides as the rest."""
-    parser = _IntermixedParser(
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _IntermixedParser(epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (or --resume's checkpoint)")
@@ -162,7 +160,9 @@ def check_output_dir(output_dir: str, *, new_run: bool) -> None:
             pass
         os.remove(probe)
     except OSError as error:
-        raise ConfigError("OUTPUT_DIR", [f"{output_dir} cannot be written ({error.strerror}); choose another."]) from None
+        raise ConfigError(
+            "OUTPUT_DIR", [f"{output_dir} cannot be written ({error.strerror}); choose another."]
+        ) from None
     if new_run and (traces := _traces_of_a_run(output_dir)):
         raise ConfigError(
             "OUTPUT_DIR",
@@ -244,6 +244,7 @@ def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume:
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=cfg.MODEL.WEIGHTS_STRICT)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise ConfigError(
-            "--eval-only", ["has nothing to evaluate: give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a run."]
+            "--eval-only",
+            ["has nothing to evaluate: give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a run."],
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

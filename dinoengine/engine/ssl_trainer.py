@@ -39,7 +39,7 @@ class SSLTrainer(DefaultTrainer):
             *others,
         ]
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:  # type: ignore[override]
         """As DefaultTrainer, and a table of the teacher beside TEST.BASELINES, saved in ``results.json``."""
         already_done = self.start_iter >= self.max_iter
         results = super().train()

@@ -60,7 +60,9 @@ def knn_accuracy(
         ValueError: if labels are missing.
     """
     if bank.labels is None or queries.labels is None:
-        side = "training set (TEST.KNN.TRAIN, or DATASETS.TRAIN if that is empty)" if bank.labels is None else "test set"
+        side = (
+            "training set (TEST.KNN.TRAIN, or DATASETS.TRAIN if that is empty)" if bank.labels is None else "test set"
+        )
         raise ValueError(
             f"The k-NN evaluator needs labels, and its {side} has none. Give a labelled dataset, e.g. a folder with one "
             "sub-folder per class."
@@ -91,7 +93,12 @@ class KNNEvaluator(DatasetEvaluator):
     """k-NN accuracy of the CLS features; ``{"knn": {...}}`` of ``knn_accuracy``."""
 
     def __init__(
-        self, bank_loader: Any, *, ks: Sequence[int] = (10, 20, 100, 200), temperature: float = 0.07, chunk_size: int = 1024
+        self,
+        bank_loader: Any,
+        *,
+        ks: Sequence[int] = (10, 20, 100, 200),
+        temperature: float = 0.07,
+        chunk_size: int = 1024,
     ) -> None:
         """
         Args:
@@ -116,9 +123,7 @@ class KNNEvaluator(DatasetEvaluator):
     def evaluate(self) -> Results:
         queries = self._queries.finish()
         assert self._bank is not None, "prepare() comes before evaluate()"
-        accuracy = knn_accuracy(
-            self._bank, queries, self.ks, temperature=self.temperature, chunk_size=self.chunk_size
-        )
+        accuracy = knn_accuracy(self._bank, queries, self.ks, temperature=self.temperature, chunk_size=self.chunk_size)
         self._bank = None  # features of the weights as they were; the next call has others
         return {"knn": accuracy}
 

@@ -61,7 +61,9 @@ def verify_results(expected: Sequence[Sequence[Any]], results: Mapping[str, Any]
         got = flat.get(name)
         good = isinstance(got, (int, float)) and math.isfinite(got) and abs(got - value) <= tolerance
         all_good &= good
-        rows.append((name, f"{value:g} +- {tolerance:g}", "missing" if got is None else got, "ok" if good else "FAILED"))
+        rows.append(
+            (name, f"{value:g} +- {tolerance:g}", "missing" if got is None else got, "ok" if good else "FAILED")
+        )
     table = tabulate(rows, headers=("metric", "expected", "got", "verdict"))
     logger.log(logging.INFO if all_good else logging.ERROR, "Expected results:\n%s", table)
     if not all_good:

@@ -28,14 +28,14 @@ def build_adamw(cfg: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optim
     """AdamW (arXiv:1711.05101) with SOLVER.BETAS and SOLVER.EPS; the fused kernel on CUDA."""
     on_cuda = all(p.is_cuda for group in groups for p in group["params"])
     implementation = {"fused": True} if on_cuda else {"foreach": True}
-    return torch.optim.AdamW(groups, lr=0.0, betas=cfg.SOLVER.BETAS, eps=cfg.SOLVER.EPS, weight_decay=0.0, **implementation)
+    return torch.optim.AdamW(
+        groups, lr=0.0, betas=cfg.SOLVER.BETAS, eps=cfg.SOLVER.EPS, weight_decay=0.0, **implementation
+    )
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer SOLVER.OPTIMIZER over the trainable parameters of ``model`` (not its DDP wrapper)."""
-    groups = param_groups(
-        model, layer_decay=cfg.SOLVER.LAYER_DECAY, patch_embed_lr_mult=cfg.SOLVER.PATCH_EMBED_LR_MULT
-    )
+    groups = param_groups(model, layer_decay=cfg.SOLVER.LAYER_DECAY, patch_embed_lr_mult=cfg.SOLVER.PATCH_EMBED_LR_MULT)
     optimizer: torch.optim.Optimizer = OPTIMIZER_REGISTRY.get(cfg.SOLVER.OPTIMIZER)(cfg, groups)
     return optimizer
 

@@ -9,7 +9,9 @@ from torch import nn
 from dinoengine.structures import ParamFacts
 
 
-def param_groups(model: nn.Module, *, layer_decay: float = 1.0, patch_embed_lr_mult: float = 1.0) -> list[dict[str, Any]]:
+def param_groups(
+    model: nn.Module, *, layer_decay: float = 1.0, patch_embed_lr_mult: float = 1.0
+) -> list[dict[str, Any]]:
     """One group per distinct (LR factor, weight-decay factor, last layer or not), in order of first use.
 
     Args:
@@ -50,6 +52,6 @@ def param_groups(model: nn.Module, *, layer_decay: float = 1.0, patch_embed_lr_m
 
 def _facts(model: nn.Module, name: str, parameter: nn.Parameter) -> ParamFacts:
     if hasattr(model, "param_facts"):
-        facts: ParamFacts = model.param_facts(name)
+        facts: ParamFacts = model.param_facts(name)  # type: ignore[operator]
         return facts
     return ParamFacts(weight_decay=parameter.ndim > 1)

@@ -140,7 +140,7 @@ class _AllGatherWithGrad(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = all_reduce_sum(grad.contiguous())
         start = get_rank() * ctx.num_rows
         return grad[start : start + ctx.num_rows]

@@ -51,15 +51,24 @@ def collect_env_info() -> str:
         ("CPU cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())),
         ("torch threads", str(torch.get_num_threads())),
     ]
-    for package in ("dinoengine", "torch", "torchvision", "xformers", "numpy", "pillow", "fvcore", "iopath", "yacs"):
+    for package in (
+        "dinoengine",
+        "torch",
+        "torchvision",
+        "xformers",
+        "numpy",
+        "pillow",
+        "fvcore",
+        "iopath",
+        "yacs",
+    ):
         try:
             rows.append((package, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
             rows.append((package, "not installed"))
     if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            memory = torch.cuda.get_device_properties(i).total_memory / 2**30
-            rows.append((f"GPU {i}", f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB"))
+        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        rows += [(f"GPU {i}", f"{d.name}, {d.total_memory / 2**30:.0f} GiB") for i, d in enumerate(devices)]
         rows.append(("CUDA", str(torch.version.cuda)))
     else:
         rows.append(("GPU", "none visible"))

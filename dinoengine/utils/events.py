@@ -1,8 +1,8 @@
 """Metrics from anywhere, without plumbing: the ambient EventStorage of a running training.
 
-    with EventStorage(start_iter) as storage:
-        ...
-        get_event_storage().put_scalar("teacher_entropy", 3.2)
+with EventStorage(start_iter) as storage:
+    ...
+    get_event_storage().put_scalar("teacher_entropy", 3.2)
 """
 
 from __future__ import annotations

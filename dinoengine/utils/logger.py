@@ -29,7 +29,7 @@ class _ColourFormatter(logging.Formatter):
         return f"{time_and_name}: {level}{text}"
 
 
-class _StdoutHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class _StdoutHandler(logging.StreamHandler):
     """Writes above a progress bar if one is shown, and to whatever sys.stdout is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -68,11 +68,11 @@ def setup_logger(output_dir: str | None = None, distributed_rank: int = 0, name:
     if output_dir is not None:
         path = os.path.join(output_dir, "log.txt" if distributed_rank == 0 else f"log.txt.rank{distributed_rank}")
         path = os.path.abspath(path)
-        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
-            if handler.baseFilename == path:
+        for old in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            if old.baseFilename == path:
                 return logger
-            logger.removeHandler(handler)
-            handler.close()
+            logger.removeHandler(old)
+            old.close()
         os.makedirs(output_dir, exist_ok=True)
         file_handler = logging.FileHandler(path)
         file_handler.setFormatter(logging.Formatter(_PLAIN, _DATE))

@@ -29,7 +29,7 @@ class Registry(_FvcoreRegistry):
     ``BACKBONE_REGISTRY.register("name", obj)``.
     """
 
-    def register(self, name: Any = None, obj: Any = None) -> Any:  # type: ignore[override]
+    def register(self, name: Any = None, obj: Any = None) -> Any:
         """Register ``obj`` under ``name``; both optional, as a decorator or a call.
 
         Raises:

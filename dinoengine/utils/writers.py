@@ -127,8 +127,8 @@ class ConsoleWriter(EventWriter):
         if "data_time" in known:
             parts.append(f"data {storage.smoothed('data_time', self.window_size):.4f}")
         losses = sorted(storage.names("loss"), key=lambda name: name != "total_loss")
-        for name in [*losses, *storage.names("metric")]:
-            parts.append(f"{name} {storage.smoothed(name, self.window_size):.4g}")
+        smoothed = [*losses, *storage.names("metric")]
+        parts += [f"{name} {storage.smoothed(name, self.window_size):.4g}" for name in smoothed]
         parts += [f"{name} {known[name][0]:.5g}" for name in storage.names("schedule")]
         parts.append(f"mem {peak_memory_mib():.0f}M")
         return "  ".join(parts)

@@ -65,7 +65,11 @@ class Synthetic(ImageDataset):
         u = (math.cos(angle) * dx + math.sin(angle) * dy) / radius  # the shape's own coordinates, about -1..1 inside
         v = (math.cos(angle) * dy - math.sin(angle) * dx) / radius
         inside = _inside(shape, u, v)
-        waves = {"plain": np.ones_like(u), "stripes": np.sin(6 * u) > 0, "checks": np.sin(6 * u) * np.sin(6 * v) > 0}
+        waves = {
+            "plain": np.ones_like(u),
+            "stripes": np.sin(6 * u) > 0,
+            "checks": np.sin(6 * u) * np.sin(6 * v) > 0,
+        }
         paint = waves[texture].astype(np.float64)[..., None]
         background, first, second = rng.uniform(0, 255, (3, 3))
         colour = paint * first + (1 - paint) * second

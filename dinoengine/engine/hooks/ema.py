@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dinoengine.engine.train_loop import HookBase, SimpleTrainer
+from dinoengine.engine.simple_trainer import SimpleTrainer
+from dinoengine.engine.train_loop import HookBase
 from dinoengine.solver import Schedule
 
 

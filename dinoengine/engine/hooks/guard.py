@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from dinoengine.engine.train_loop import HookBase, SimpleTrainer
+from dinoengine.engine.simple_trainer import SimpleTrainer
+from dinoengine.engine.train_loop import HookBase
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,10 @@ class NonFiniteGuard(HookBase):
             self.num_skipped += 1
             trainer.skip_optimizer_step = True
             logger.warning(
-                "Skipping step %d of %d allowed. %s", self.num_skipped, self.max_skips, trainer.describe_non_finite()
+                "Skipping step %d of %d allowed. %s",
+                self.num_skipped,
+                self.max_skips,
+                trainer.describe_non_finite(),
             )
 
     def state_dict(self) -> dict[str, Any]:

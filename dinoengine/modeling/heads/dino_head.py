@@ -35,7 +35,13 @@ class DINOHead(nn.Module):
 
     @configurable
     def __init__(
-        self, in_dim: int, *, num_prototypes: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, num_layers: int = 3
+        self,
+        in_dim: int,
+        *,
+        num_prototypes: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
     ) -> None:
         """
         Args:

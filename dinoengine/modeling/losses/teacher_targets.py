@@ -77,7 +77,9 @@ class SinkhornKnopp(nn.Module):
         """Nothing to keep between batches."""
 
 
-def build_targets(kind: str, num_prototypes: int, *, center_momentum: float, sinkhorn_iters: int) -> Centering | SinkhornKnopp:
+def build_targets(
+    kind: str, num_prototypes: int, *, center_momentum: float, sinkhorn_iters: int
+) -> Centering | SinkhornKnopp:
     """MODEL.LOSS.CENTERING "centering" or "sinkhorn_knopp".
 
     Raises:

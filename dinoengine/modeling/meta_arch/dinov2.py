@@ -160,7 +160,9 @@ class DINOv2(StudentTeacher):
             probs = self._targets(self.dino_targets, rows)
             cls_targets = [p.unflatten(0, (part.num_global_views, -1)) for p, part in zip(probs, parts, strict=True)]
         if self.ibot_targets is not None:
-            patch_targets = [*self._targets(self.ibot_targets, [patches for _, patches in logits if patches is not None])]
+            patch_targets = [
+                *self._targets(self.ibot_targets, [patches for _, patches in logits if patches is not None])
+            ]
         return [TeacherTargets(c, p) for c, p in zip(cls_targets, patch_targets, strict=True)]
 
     def _targets(self, make_targets: nn.Module, rows: list[Tensor]) -> tuple[Tensor, ...]:

@@ -1,0 +1,299 @@
+"""One iteration of training: the ``run_step`` that every precision shares.
+
+Order of one iteration::
+
+    before_step hooks                      schedules set LR, weight decay, teacher temperature
+    run_step:
+        next batch, to the device
+        forward and backward, in num_micro_batches parts
+        unscale (fp16)  ->  after_backward hooks            gradients are complete and unscaled
+        clip per sub-module, check loss and gradients on all ranks together
+        before_optimizer_step hooks                         a guard may ask to skip the step
+        optimizer step
+    after_step hooks                       EMA teacher, checkpoint, evaluation, writers (always last)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinoengine.engine.parallel import unwrap_model
+from dinoengine.engine.train_loop import TrainerBase
+from dinoengine.solver.clipping import clip_grad_norms_
+from dinoengine.structures import LossTerm, LossTerms
+from dinoengine.utils import comm
+from dinoengine.utils.env import seed_step_rng
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class SimpleTrainer(TrainerBase):
+    """One model, one optimizer, one loader; single or mixed precision; gradient accumulation.
+
+    The model maps a batch to ``LossTerms`` (or a dict of scalar losses, or one scalar). A model may offer
+    ``clip_groups()`` (named parameter lists to clip apart) and ``split_batch(batch, n)`` (micro-batches that share
+    what must be computed on the whole batch); otherwise all parameters are one group and ``batch.split(n)`` is used.
+
+    Attributes:
+        grad_norms: gradient norm of each clip group before clipping, of the last step.
+        step_is_finite: whether loss and gradients of the last step were finite on every rank.
+        skip_optimizer_step: set by a hook to leave the weights alone in this step.
+        step_skipped: True when the last step did not change the weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any],
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: str = "fp32",
+        grad_scaler: torch.amp.GradScaler | None = None,
+        clip_grad_norm: float = 0.0,
+        num_micro_batches: int = 1,
+        gather_metric_period: int = 1,
+        zero_grad_before_forward: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        """
+        Args:
+            model: in training mode; possibly wrapped in DDP.
+            data_loader: endless iterable of batches.
+            precision: "fp32", "bf16" or "fp16" (CUDA only; makes a GradScaler if none is given).
+            grad_scaler: used with fp16.
+            clip_grad_norm: largest L2 norm of each clip group's gradient; 0 disables.
+            num_micro_batches: parts a batch is run in.
+            gather_metric_period: iterations between reading the losses back and averaging them over ranks.
+            zero_grad_before_forward: True frees the gradients before the forward pass instead of after it.
+            seed: if given, torch's generators are seeded at every step from (seed, iteration, rank).
+        """
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
+        model.train()
+        self.model = model
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.precision = precision
+        self.device = next(model.parameters()).device
+        if precision == "fp16" and grad_scaler is None:
+            if self.device.type != "cuda":
+                raise ValueError("fp16 needs CUDA; on the CPU set SOLVER.AMP.PRECISION to bf16.")
+            grad_scaler = torch.amp.GradScaler("cuda")
+        self.grad_scaler = grad_scaler
+        self.clip_grad_norm = clip_grad_norm
+        self.num_micro_batches = num_micro_batches
+        self.gather_metric_period = gather_metric_period
+        self.zero_grad_before_forward = zero_grad_before_forward
+        self.seed = seed
+
+        self.grad_norms: dict[str, Tensor] = {}
+        self.step_is_finite = True
+        self.skip_optimizer_step = False
+        self.step_skipped = False
+        self.last_losses: dict[str, Tensor] = {}
+        self._data_iterator: Iterator[Any] | None = None
+        self._pending_metrics: list[tuple[int, dict[str, Tensor], float]] = []
+
+    def reset_data_loader(self, builder: Callable[[], Iterable[Any]]) -> None:
+        """Drop the current loader and its workers, then build another."""
+        self._data_iterator = None
+        del self.data_loader
+        self.data_loader = builder()
+
+    def run_step(self) -> None:
+        """One optimizer step; see the module docstring for the order.
+
+        Raises:
+            FloatingPointError: if loss or gradients are not finite on some rank and no hook skips the step. The
+                weights are those of the step before.
+        """
+        if not self.model.training:
+            raise RuntimeError("The model was left in eval mode; call model.train() after evaluating it in a hook.")
+        if self.seed is not None:
+            seed_step_rng(self.seed, self.iter, comm.get_rank())
+
+        start = time.perf_counter()
+        batch = self._next_batch()
+        data_time = time.perf_counter() - start
+
+        losses, metrics = self._forward_backward(batch)
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        self.after_backward()
+        self.grad_norms = clip_grad_norms_(self._clip_groups(), self.clip_grad_norm)
+
+        self.last_losses = losses
+        grad_norm = torch.stack([n.float() for n in self.grad_norms.values()]).square().sum().sqrt()
+        self._check_finite(losses["total_loss"], grad_norm)
+        self._optimizer_step()
+
+        self._pending_metrics.append((self.iter, {**losses, **metrics, "grad_norm": grad_norm}, data_time))
+        if (self.iter + 1) % self.gather_metric_period == 0:
+            self.flush_metrics()
+
+    def _next_batch(self) -> Any:
+        if self._data_iterator is None:
+            self._data_iterator = iter(self.data_loader)
+        try:
+            batch = next(self._data_iterator)
+        except StopIteration:
+            raise RuntimeError(
+                f"The training loader ended in iteration {self.iter}; it must be endless (see PositionBatches)."
+            ) from None
+        return batch.to(self.device, non_blocking=True) if hasattr(batch, "to") else batch
+
+    def _forward_backward(self, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gradients of the mean loss over micro-batches; returns what was optimised and the diagnostics."""
+        if self.zero_grad_before_forward:
+            self.optimizer.zero_grad(set_to_none=True)
+        num_parts = self.num_micro_batches
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for part_index, part in enumerate(self._split(batch)):
+            is_last = part_index == num_parts - 1
+            with self._gradient_sync(is_last):
+                with self._autocast():
+                    terms = as_loss_terms(self.model(part))
+                    loss = terms.total() / num_parts
+                if part_index == 0 and not self.zero_grad_before_forward:
+                    self.optimizer.zero_grad(set_to_none=True)
+                (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+            for name, value in [*terms.contributions(), ("total_loss", terms.total())]:
+                losses[name] = losses.get(name, 0.0) + value.detach() / num_parts
+            for name, value in terms.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value.detach() / num_parts
+        return losses, metrics
+
+    def _split(self, batch: Any) -> Iterable[Any]:
+        if self.num_micro_batches == 1:
+            return [batch]
+        split_batch = getattr(unwrap_model(self.model), "split_batch", None)
+        if split_batch is None:
+            return batch.split(self.num_micro_batches)
+        with self._autocast():
+            return split_batch(batch, self.num_micro_batches)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        dtype = PRECISIONS[self.precision]
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def _gradient_sync(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        # Between micro-batches DDP must not reduce: one reduction per step is both faster and exact.
+        no_sync = getattr(self.model, "no_sync", None)
+        return contextlib.nullcontext() if is_last or no_sync is None else no_sync()
+
+    def _clip_groups(self) -> dict[str, list[nn.Parameter]]:
+        model = unwrap_model(self.model)
+        if hasattr(model, "clip_groups"):
+            return model.clip_groups()  # type: ignore[operator]
+        return {"model": [p for p in model.parameters() if p.requires_grad]}
+
+    def _check_finite(self, total_loss: Tensor, grad_norm: Tensor) -> None:
+        loss_bad, grad_bad = comm.all_reduce_max(
+            (~torch.isfinite(torch.stack([total_loss.float(), grad_norm]))).float()
+        ).tolist()
+        self.step_is_finite = not (loss_bad or grad_bad)
+        self.skip_optimizer_step = False
+        self.before_optimizer_step()
+        if self.step_is_finite or self.skip_optimizer_step:
+            return
+        if self.grad_scaler is not None and not loss_bad:
+            return  # an fp16 overflow: the scaler skips the step and lowers its scale
+        raise FloatingPointError(self.describe_non_finite())
+
+    def describe_non_finite(self) -> str:
+        """What is known about a step whose loss or gradients are not finite; the weights are untouched."""
+        losses = ", ".join(f"{k}={v.item():.4g}" for k, v in self.last_losses.items())
+        norms = ", ".join(f"{k}={v.item():.4g}" for k, v in self.grad_norms.items())
+        return (
+            f"Loss or gradients are not finite in iteration {self.iter} (this rank: {losses}; gradient norms: {norms}). "
+            "The weights are those before this step. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or allow "
+            "single bad steps with SOLVER.NON_FINITE_MAX_SKIPS."
+        )
+
+    def _optimizer_step(self) -> None:
+        if self.skip_optimizer_step:
+            self.step_skipped = True
+            if self.grad_scaler is not None:
+                self.grad_scaler.update()
+        elif self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+            self.step_skipped = not self.step_is_finite
+        else:
+            self.optimizer.step()
+            self.step_skipped = False
+
+    def flush_metrics(self) -> None:
+        """Read the losses of the steps since the last call back, averaged over ranks (data time: the largest)."""
+        pending, self._pending_metrics = self._pending_metrics, []
+        if not pending:
+            return
+        flat = torch.stack([v.float() for _, row, _ in pending for v in row.values()])
+        values = iter((comm.all_reduce_sum(flat) / comm.get_world_size()).tolist())
+        data_times = comm.all_reduce_max(torch.tensor([t for _, _, t in pending], device=flat.device)).tolist()
+        for (iteration, row, _), data_time in zip(pending, data_times, strict=True):
+            self.storage.put_scalar("data_time", data_time, cur_iter=iteration)
+            for name in row:
+                role = "loss" if name == "total_loss" or name.startswith("loss_") else "metric"
+                self.storage.put_scalar(name, next(values), cur_iter=iteration, role=role)
+
+    def after_train(self, error: BaseException | None = None) -> None:
+        # After an error the ranks may stand in different iterations: a collective here could hang.
+        if error is None or not comm.is_distributed():
+            self.flush_metrics()
+        super().after_train(error)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["optimizer"] = self.optimizer.state_dict()
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.grad_scaler is not None:
+            if "grad_scaler" in state:
+                self.grad_scaler.load_state_dict(state["grad_scaler"])
+            else:
+                logger.warning("The checkpoint was saved without fp16; the gradient scaler starts afresh.")
+
+
+class AMPTrainer(SimpleTrainer):
+    """``SimpleTrainer`` in mixed precision: bf16 on CPU and CUDA, fp16 with a gradient scaler on CUDA."""
+
+    def __init__(self, *args: Any, precision: str = "bf16", **kwargs: Any) -> None:
+        if precision == "fp32":
+            raise ValueError("AMPTrainer takes precision bf16 or fp16; for fp32 use SimpleTrainer.")
+        super().__init__(*args, precision=precision, **kwargs)
+
+
+def as_loss_terms(output: LossTerms | dict[str, Tensor] | Tensor) -> LossTerms:
+    """What a model returned, as LossTerms: a dict's entries are summed with weight 1, a scalar is the whole loss.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(output, LossTerms):
+        return output
+    if isinstance(output, dict):
+        return LossTerms([LossTerm(name.removeprefix("loss_"), value, 1.0) for name, value in output.items()])
+    if isinstance(output, Tensor):
+        return LossTerms([LossTerm("total", output, 1.0)])
+    raise TypeError(
+        f"In training a model must return LossTerms, a dict of scalar losses, or a scalar; got {type(output).__name__}."
+    )
