@@ -1,0 +1,47 @@
+"""Packaging of dinoengine."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dinoengine" / "__init__.py").read_text(encoding="utf-8"))
+assert VERSION is not None, "dinoengine/__init__.py has no __version__"
+
+setup(
+    name="dinoengine",
+    version=VERSION.group(1),
+    description="A detectron2-style engine for self-supervised pretraining of vision transformers",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["dinoengine", "dinoengine.*"]),
+    install_requires=[
+        # get_total_norm and clip_grads_with_norm_ are in torch since 2.6
+        "torch>=2.6",
+        "torchvision",
+        "fvcore",
+        "iopath",
+        "yacs>=0.1.8",
+        # CUDA kernels; wheels for Linux only, and nothing imports it on a machine without a GPU
+        "xformers; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorboardX>=2.6",
+        "termcolor",
+        "tabulate",
+        "tqdm",
+        "scikit-learn",
+        "Pillow",
+        "numpy",
+        "PyYAML",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tabulate", "types-tqdm"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
