@@ -63,8 +63,8 @@ def train(cfg: CfgNode) -> tuple[nn.Module, list[float]]:
 
         losses.append(loss.item())
         if (iteration + 1) % cfg.LOG.PERIOD == 0 and comm.is_main_process():
-            images_per_second = (iteration + 1) * cfg.SOLVER.IMS_PER_BATCH / (time.perf_counter() - started)
-            print(f"iter {iteration + 1}/{cfg.SOLVER.MAX_ITER}  loss {loss:.4f}  lr {lr:.3g}  img/s {images_per_second:.0f}")
+            speed = (iteration + 1) * cfg.SOLVER.IMS_PER_BATCH / (time.perf_counter() - started)
+            print(f"iter {iteration + 1}/{cfg.SOLVER.MAX_ITER}  loss {loss:.4f}  lr {lr:.3g}  img/s {speed:.0f}")
     Checkpointer(model, cfg.OUTPUT_DIR).save("model_final", iteration=cfg.SOLVER.MAX_ITER - 1)
     return model, losses
 

@@ -292,8 +292,8 @@ _C.TEST.EVALUATORS = ("knn",)
 _C.TEST.EVAL_PERIOD = 0
 # Images per evaluation batch over all processes.
 _C.TEST.IMS_PER_BATCH = 256
-# Rows (dataset, metric, expected, tolerance) checked after training and --eval-only; a miss ends with exit code 1.
-# dataset may be left out of the row when there is only one.
+# Rows (task, metric, expected, tolerance), e.g. ("knn", "top1_k20", 90.0, 2.0), checked after training and --eval-only;
+# a miss ends with exit code 1. With several datasets in DATASETS.TEST the dataset string comes first in the row.
 _C.TEST.EXPECTED_RESULTS = ()
 # Features evaluated beside the teacher's, for orientation, after training and in --eval-only: any of "pixels"
 # (the evaluation crop itself, mean-centred) and "untrained" (the backbone as SEED initialises it).

@@ -133,7 +133,8 @@ class DefaultTrainer(SimpleTrainer):
             SystemExit: with code 1 if the results are not as expected.
         """
         super().train(self.start_iter, self.max_iter)
-        self.check_expected_results(self.cfg, self.last_results)
+        if self.start_iter < self.max_iter:
+            self.check_expected_results(self.cfg, self.last_results)
         return self.last_results
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -245,8 +246,8 @@ class DefaultTrainer(SimpleTrainer):
 
     @classmethod
     def check_expected_results(cls, cfg: CfgNode, results: dict[str, Any]) -> None:
-        """Exit with code 1 if ``results`` miss TEST.EXPECTED_RESULTS. Nothing to do without results."""
-        if cfg.TEST.EXPECTED_RESULTS and results and not verify_results(cfg.TEST.EXPECTED_RESULTS, results):
+        """Exit with code 1 if ``results`` miss TEST.EXPECTED_RESULTS."""
+        if cfg.TEST.EXPECTED_RESULTS and not verify_results(cfg.TEST.EXPECTED_RESULTS, results):
             raise SystemExit(1)
 
     @staticmethod

@@ -119,7 +119,7 @@ def inference_on_dataset(
             remaining = (time.perf_counter() - start) / (i + 1) * (len(data_loader) - i - 1)
             if remaining > 5:
                 eta = datetime.timedelta(seconds=int(remaining))
-                log_every_n_seconds(logging.INFO, f"Evaluating ... about {eta} left", 10, name=__name__)
+                log_every_n_seconds(logging.INFO, f"Evaluating ... about {eta} left", 10, name=__name__, key="progress")
     began = time.perf_counter()
     results = evaluator.evaluate() or {}
     logger.info(

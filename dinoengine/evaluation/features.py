@@ -37,7 +37,8 @@ class FeatureCollector:
 
     def add(self, features: Tensor, labels: Tensor | None, indices: Tensor) -> None:
         """[B, D], [B] or None, [B]: one batch and where its rows belong in the dataset."""
-        self._features.append(features.float().cpu())
+        # A copy: on the CPU .float().cpu() would be a view that keeps all tokens of the batch alive.
+        self._features.append(features.to("cpu", torch.float32, copy=True))
         self._labels.append(None if labels is None else labels.cpu())
         self._indices.append(indices.cpu())
 
@@ -45,7 +46,7 @@ class FeatureCollector:
         """All rows of all processes in dataset order.
 
         Raises:
-            ValueError: if a feature is not finite (names the images), or an image came twice or not at all.
+            ValueError: if a feature is not finite (names the images), or an image came twice or was left out.
         """
         mine = (self._features, self._labels, self._indices)
         parts = comm.all_gather(mine)

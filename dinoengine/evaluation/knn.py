@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features
 from dinoengine.structures import BackboneOutput, ImageBatch
+from dinoengine.utils import comm
 from dinoengine.utils.logger import log_first_n
 
 logger = logging.getLogger(__name__)
@@ -47,13 +48,16 @@ def knn_scores(
 
 
 def knn_accuracy(
-    bank: Features, queries: Features, ks: Iterable[int], *, temperature: float = 0.07, chunk_size: int = 1024
+    bank: Features, queries: Features, ks: Sequence[int], *, temperature: float = 0.07, chunk_size: int = 1024
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent: ``{"top1_k10": ..., "top5_k10": ...}`` (top-5 with more than five classes).
 
+    A class without any vote is never a hit, so top-5 counts no luck. Every process must call it with the same features;
+    they share the queries.
+
     Args:
         bank, queries: with labels; any integers.
-        ks: numbers of neighbours; one above the size of the bank is cut to it, and said.
+        ks: numbers of neighbours; one above the size of the bank takes the whole bank, and that is said.
         chunk_size: queries compared at a time; memory is chunk_size * len(bank) floats.
 
     Raises:
@@ -67,26 +71,31 @@ def knn_accuracy(
             f"The k-NN evaluator needs labels, and its {side} has none. Give a labelled dataset, e.g. a folder with one "
             "sub-folder per class."
         )
-    cut = sorted({min(k, len(bank)) for k in ks})
+    used = {k: min(k, len(bank)) for k in ks}
     if any(k > len(bank) for k in ks):
         log_first_n(
             logging.WARNING,
-            f"k-NN: the training set has {len(bank)} images; larger k are cut to that.",
+            f"k-NN: the training set has {len(bank)} images; for larger k all of them vote.",
             name=__name__,
         )
     classes, bank_classes = torch.unique(bank.labels, return_inverse=True)
     num_top = min(5, len(classes))
     bank_rows = F.normalize(bank.features, dim=1)
-    correct: dict[str, int] = {}
-    for start in range(0, len(queries), chunk_size):
+    names = [f"top{top}_k{k}" for k in ks for top in ((1, 5) if len(classes) > 5 else (1,))]
+    correct = torch.zeros(len(names), dtype=torch.int64)
+    for start in range(comm.get_rank() * chunk_size, len(queries), comm.get_world_size() * chunk_size):
         rows = F.normalize(queries.features[start : start + chunk_size], dim=1)
         labels = queries.labels[start : start + chunk_size]
-        for k, votes in knn_scores(bank_rows, bank_classes, len(classes), rows, cut, temperature).items():
-            hits = classes[votes.topk(num_top, dim=1).indices] == labels[:, None]  # [chunk, num_top]
-            correct[f"top1_k{k}"] = correct.get(f"top1_k{k}", 0) + int(hits[:, 0].sum())
-            if len(classes) > 5:
-                correct[f"top5_k{k}"] = correct.get(f"top5_k{k}", 0) + int(hits.any(dim=1).sum())
-    return {name: 100.0 * count / len(queries) for name, count in correct.items()}
+        scores = knn_scores(bank_rows, bank_classes, len(classes), rows, sorted(set(used.values())), temperature)
+        hits: dict[str, Tensor] = {}
+        for k in ks:
+            top = scores[used[k]].topk(num_top, dim=1)
+            is_hit = (classes[top.indices] == labels[:, None]) & (top.values > 0)  # [chunk, num_top]
+            hits[f"top1_k{k}"] = is_hit[:, 0].sum()
+            hits[f"top5_k{k}"] = is_hit.any(dim=1).sum()
+        correct += torch.stack([hits[name] for name in names])
+    correct = torch.stack(comm.all_gather(correct)).sum(0)
+    return {name: 100.0 * count / len(queries) for name, count in zip(names, correct.tolist(), strict=True)}
 
 
 class KNNEvaluator(DatasetEvaluator):

@@ -74,5 +74,5 @@ def verify_results(expected: Sequence[Sequence[Any]], results: Mapping[str, Any]
 def results_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """A table of features (rows) and metrics (columns), in percent."""
     columns = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
-    body = [[feature, *(metrics.get(name, math.nan) for name in columns)] for feature, metrics in rows.items()]
+    body = [[feature, *(metrics.get(name) for name in columns)] for feature, metrics in rows.items()]
     return tabulate(body, headers=["feature", *columns], floatfmt=".2f", missingval="-")

@@ -148,8 +148,8 @@ def scale_config_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         node = scaled
         for group in groups:
             node = node[group]
-        node[leaf] = round(node[leaf] / factor)
-    scaled.SOLVER.MAX_ITER = max(1, scaled.SOLVER.MAX_ITER)
+        if node[leaf] > 0:  # 0 means "off" for some and must not appear by rounding
+            node[leaf] = max(1, round(node[leaf] / factor))
     scaled.SOLVER.REFERENCE_WORLD_SIZE = world_size
     logger.info(
         "Recipe made for %d processes, running on %d: batch %d -> %d, MAX_ITER %d -> %d, BASE_LR %g -> %g.",

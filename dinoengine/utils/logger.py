@@ -98,11 +98,14 @@ def log_every_n(level: int, message: str, n: int, *, name: str = ROOT_NAME) -> N
         logging.getLogger(name).log(level, message)
 
 
-def log_every_n_seconds(level: int, message: str, seconds: float, *, name: str = ROOT_NAME) -> None:
-    """Log ``message`` unless it was logged less than ``seconds`` ago."""
+def log_every_n_seconds(
+    level: int, message: str, seconds: float, *, name: str = ROOT_NAME, key: str | None = None
+) -> None:
+    """Log ``message`` unless one with the same ``key`` (default: the message) was logged less than ``seconds`` ago."""
     now = time.monotonic()
-    if now - _last_times.get((name, message), float("-inf")) >= seconds:
-        _last_times[name, message] = now
+    key = message if key is None else key
+    if now - _last_times.get((name, key), float("-inf")) >= seconds:
+        _last_times[name, key] = now
         logging.getLogger(name).log(level, message)
 
 

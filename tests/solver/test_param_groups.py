@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ def test_vit_large_has_the_published_52_groups(vit_large: VisionTransformer) -> 
     assert not any(g["is_last_layer"] for g in groups)
 
 
-def test_without_layer_decay_only_decay_and_the_patch_embedding_separate_groups(vit_large: VisionTransformer) -> None:
+def test_without_layer_decay_only_the_patch_embedding_has_its_own_rate(vit_large: VisionTransformer) -> None:
     groups = param_groups(vit_large, layer_decay=1.0, patch_embed_lr_mult=0.2)
     assert {(g["lr_mult"], g["wd_mult"]) for g in groups} == {(1.0, 1.0), (1.0, 0.0), (0.2, 1.0), (0.2, 0.0)}
 
@@ -92,7 +93,7 @@ def test_the_order_of_layers_is_the_order_of_learning_rates(vit_large: VisionTra
     groups = param_groups(vit_large, layer_decay=0.9, patch_embed_lr_mult=0.2)
     by_depth = [_group_of(groups, f"blocks.{i}.attn.qkv.weight")["lr_mult"] for i in range(24)]
     by_depth = [_group_of(groups, "cls_token")["lr_mult"], *by_depth, _group_of(groups, "norm.weight")["lr_mult"]]
-    ratios = [below / above for below, above in zip(by_depth[:-1], by_depth[1:], strict=True)]
+    ratios = [below / above for below, above in itertools.pairwise(by_depth)]
     assert ratios == pytest.approx([0.9] * 25)
 
 

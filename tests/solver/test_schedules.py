@@ -10,12 +10,26 @@ import numpy as np
 import pytest
 
 from dinoengine.config import get_cfg
-from dinoengine.solver import CosineSchedule, FrozenStart, LinearWarmupSchedule, build_lr_scheduler, build_teacher_schedules
+from dinoengine.solver import (
+    CosineSchedule,
+    FrozenStart,
+    LinearWarmupSchedule,
+    build_lr_scheduler,
+    build_teacher_schedules,
+)
 from dinoengine.solver.build import OptimizerSchedule
 from dinoengine.solver.schedules import Schedule
 
 # iteration -> value, short recipe (ViT-L/16, global batch 2048), which is the default config.
-SHORT_LR = {0: 0.0, 1: 4.526e-7, 1249: 5.653e-4, 12500: 5.6569e-3, 37500: 4.995e-3, 62500: 3.320e-3, 100000: 6.626e-4}
+SHORT_LR = {
+    0: 0.0,
+    1: 4.526e-7,
+    1249: 5.653e-4,
+    12500: 5.6569e-3,
+    37500: 4.995e-3,
+    62500: 3.32e-3,
+    100000: 6.626e-4,
+}
 SHORT_WEIGHT_DECAY = {0: 0.04, 37500: 0.114199, 62500: 0.22, 100000: 0.365623}
 SHORT_MOMENTUM = {0: 0.992, 37500: 0.993649, 62500: 0.996, 100000: 0.999236}
 
@@ -25,21 +39,19 @@ def _last_digit(value: float) -> float:
     return 0.5 * 10 ** (math.floor(math.log10(value)) - 3) if value else 0.0
 
 
-def _scheduler(**solver: object) -> OptimizerSchedule:
-    cfg = get_cfg()
-    cfg.merge_from_list([x for key, value in solver.items() for x in (f"SOLVER.{key}", value)])
-    return build_lr_scheduler(cfg, optimizer=None)  # type: ignore[arg-type]
+def _short_recipe() -> OptimizerSchedule:
+    return build_lr_scheduler(get_cfg(), optimizer=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("iteration", SHORT_LR)
 def test_published_lr_of_the_short_recipe(iteration: int) -> None:
     expected = SHORT_LR[iteration]
-    assert _scheduler().lr(iteration) == pytest.approx(expected, rel=0, abs=_last_digit(expected))
+    assert _short_recipe().lr(iteration) == pytest.approx(expected, rel=0, abs=_last_digit(expected))
 
 
 @pytest.mark.parametrize("iteration", SHORT_WEIGHT_DECAY)
 def test_published_weight_decay_of_the_short_recipe(iteration: int) -> None:
-    assert _scheduler().weight_decay(iteration) == pytest.approx(SHORT_WEIGHT_DECAY[iteration], rel=0, abs=5e-7)
+    assert _short_recipe().weight_decay(iteration) == pytest.approx(SHORT_WEIGHT_DECAY[iteration], rel=0, abs=5e-7)
 
 
 @pytest.mark.parametrize("iteration", SHORT_MOMENTUM)
@@ -51,8 +63,14 @@ def test_published_teacher_momentum_of_the_short_recipe(iteration: int) -> None:
 def test_published_values_of_the_vitl14_recipe() -> None:
     cfg = get_cfg()
     cfg.merge_from_list(
-        "SOLVER.IMS_PER_BATCH=3072 SOLVER.BASE_LR=2e-4 SOLVER.MAX_ITER=625000 SOLVER.WARMUP_ITERS=100000 "
-        "SOLVER.WEIGHT_DECAY_END=0.2 MODEL.TEACHER.MOMENTUM=0.994".split()
+        [
+            "SOLVER.IMS_PER_BATCH=3072",
+            "SOLVER.BASE_LR=2e-4",
+            "SOLVER.MAX_ITER=625000",
+            "SOLVER.WARMUP_ITERS=100000",
+            "SOLVER.WEIGHT_DECAY_END=0.2",
+            "MODEL.TEACHER.MOMENTUM=0.994",
+        ]
     )
     schedule = build_lr_scheduler(cfg, optimizer=None)  # type: ignore[arg-type]
     assert schedule.lr(100000) == pytest.approx(3.4641e-4, rel=0, abs=5e-9)
@@ -105,8 +123,8 @@ def test_linear_warmup_equals_numpy_linspace(warmup: int) -> None:
 def test_cosine_landmarks() -> None:
     schedule = CosineSchedule(2.0, 1.0, 20, warmup_iters=5, freeze_iters=5)
     assert [schedule(i) for i in range(5)] == [0.0] * 5
-    assert [schedule(i) for i in range(5, 10)] == [0.0, 0.5, 1.0, 1.5, 2.0]  # 2.0 twice: end of warm-up, top of cosine
-    assert schedule(10) == 2.0
+    assert [schedule(i) for i in range(5, 10)] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert schedule(10) == 2.0  # twice: the end of the warm-up and the top of the cosine
     assert schedule(15) == pytest.approx(1.5)  # half-way down
     assert schedule(19) > 1.0
     assert schedule(20) == schedule(10**12) == 1.0
@@ -140,14 +158,15 @@ def test_frozen_start_with_a_freeze_longer_than_the_run_stays_at_zero() -> None:
 
 
 def test_last_layer_lr_of_the_short_recipe_starts_at_iteration_1250() -> None:
-    schedule = _scheduler()
+    schedule = _short_recipe()
     assert schedule.last_layer_lr(1249) == 0.0
     assert schedule.last_layer_lr(1250) == schedule.lr(1250) > 0.0
     assert schedule.last_layer_lr(100000) == schedule.lr(100000)
 
 
 @pytest.mark.parametrize(
-    "schedule", [CosineSchedule(1.0, 0.0, 9, warmup_iters=3), LinearWarmupSchedule(0.0, 1.0, 5), FrozenStart(float, 2)]
+    "schedule",
+    [CosineSchedule(1.0, 0.0, 9, warmup_iters=3), LinearWarmupSchedule(0.0, 1.0, 5), FrozenStart(float, 2)],
 )
 def test_schedules_have_no_state(schedule: Schedule) -> None:
     forward = [schedule(i) for i in range(12)]
