@@ -87,4 +87,5 @@ if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     with exit_on_user_error():
         cfg = load_config(args)
-    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(cfg, args), device=cfg.MODEL.DEVICE)
+    where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    launch(main, *where, args=(cfg, args), device=cfg.MODEL.DEVICE)

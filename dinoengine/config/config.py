@@ -41,8 +41,12 @@ class CfgNode(_YacsCfgNode):
         """
         if allow_unsafe:
             raise ValueError("Config files are data: YAML that constructs Python objects is never loaded.")
-        for file_path, values in _load_with_bases(path, ()):
-            self._merge_values(_flatten(values), f"Config file {file_path}")
+        chain = _load_with_bases(path, ())
+        trial = self.clone()
+        trial.defrost()
+        for node in (trial, self):  # an error in any file of the chain leaves this config as it was
+            for file_path, values in chain:
+                node._merge_values(_flatten(values), f"Config file {file_path}")
 
     def merge_from_list(self, cfg_list: Iterable[Any]) -> None:
         """Merge overrides given as ``KEY VALUE`` pairs, ``KEY=VALUE`` words, or a mixture.
@@ -61,12 +65,16 @@ class CfgNode(_YacsCfgNode):
         accepted: list[tuple[str, Any]] = []
         leaves = dict(_leaves(self))
         for key, value in values:
+            if value in (None, {}) and any(k.startswith(f"{key}.") for k in leaves):
+                continue  # a heading with nothing below it
             if key == "VERSION" and value != leaves.get("VERSION", value):
                 problems.append(f"VERSION is {value!r}; this dinoengine reads VERSION {leaves['VERSION']}.")
             elif key not in leaves:
                 problems.append(_unknown_key(key, value, list(leaves)))
             else:
                 try:
+                    if isinstance(value, _Word) and not isinstance(leaves[key], str):
+                        value = _literal(value)
                     accepted.append((key, _convert(value, leaves[key], key)))
                 except TypeError as error:
                     problems.append(str(error))
@@ -110,8 +118,11 @@ def _load_with_bases(path: str, seen: tuple[str, ...]) -> list[tuple[str, dict[s
     if not isinstance(values, dict):
         raise ConfigError(f"Config file {path}", [f"expected a mapping of keys, got {type(values).__name__}."])
     bases = values.pop(BASE_KEY, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"Config file {path}", [f"{BASE_KEY} must be a path or a list of paths, got {bases!r}."])
     chain: list[tuple[str, dict[str, Any]]] = []
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         base = os.path.expanduser(base)
         chain += _load_with_bases(os.path.join(os.path.dirname(path), base), (*seen, path))
     return [*chain, (path, values)]
@@ -120,7 +131,7 @@ def _load_with_bases(path: str, seen: tuple[str, ...]) -> list[tuple[str, dict[s
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat += _flatten(value, f"{prefix}{key}.")
         else:
             flat.append((f"{prefix}{key}", value))
@@ -131,19 +142,24 @@ def _leaves(node: _YacsCfgNode) -> list[tuple[str, Any]]:
     return _flatten(node)
 
 
+class _Word(str):
+    """A word of the command line: a text for a text key, else the literal it spells."""
+
+
 def _parse_overrides(words: list[Any]) -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     problems: list[str] = []
     while words:
         word = words.pop(0)
         if not isinstance(word, str) or not word or word.startswith("-"):
-            problems.append(f"expected a config key, got {word!r}; flags such as --resume are written with two dashes.")
+            problems.append(f"expected a config key, got {word!r} (a flag this command does not have?).")
             continue
         key, equals, value = word.partition("=")
         if equals:
-            pairs.append((key, _literal(value)))
-        elif words:
-            pairs.append((key, _literal(words.pop(0))))
+            pairs.append((key, _Word(value)))
+        elif words and not (isinstance(words[0], str) and words[0].startswith("--")):
+            value = words.pop(0)
+            pairs.append((key, _Word(value) if isinstance(value, str) else value))
         else:
             problems.append(f"{key} has no value; write `{key} VALUE` or `{key}=VALUE`.")
     if problems:
@@ -151,14 +167,12 @@ def _parse_overrides(words: list[Any]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _literal(value: Any) -> Any:
+def _literal(word: str) -> Any:
     """The Python literal that a command-line word spells, or the word itself."""
-    if not isinstance(value, str):
-        return value
     try:
-        return ast.literal_eval(value)
+        return ast.literal_eval(word)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value
+        return str(word)
 
 
 def _unknown_key(key: str, value: Any, known: list[str]) -> str:
@@ -180,22 +194,22 @@ def _convert(value: Any, default: Any, key: str) -> Any:
         if isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"
     elif isinstance(default, float):
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):  # YAML reads 1e-5 as a string, and "inf" is no literal
-            try:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:  # YAML reads 1e-5 as a string, and "inf" is no literal
                 return float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
     elif isinstance(default, int):
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
+        if isinstance(value, (float, str)):  # YAML reads 1e5 as a string
+            try:
+                if float(value).is_integer():
+                    return int(float(value)) if not str(value).lstrip("+-").isdigit() else int(value)
+            except (ValueError, OverflowError):
+                pass
     elif isinstance(default, str):
-        if isinstance(value, str):
-            return value
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
         if value is None:
             return ""

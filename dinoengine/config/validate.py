@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from dinoengine.config.config import CfgNode, ConfigError
 from dinoengine.utils.registry import suggest
@@ -72,6 +74,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "TEST.IMS_PER_BATCH": (1, float("inf"), True),
     "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
     "TEST.KNN.CHUNK_SIZE": (1, float("inf"), True),
+    "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
+    "LOG.PROFILE_START_ITER": (0, float("inf"), True),
+    "LOG.PROFILE_END_ITER": (0, float("inf"), True),
     "LOG.PERIOD": (1, float("inf"), True),
 }
 
@@ -105,10 +110,11 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_choices,
         _check_input,
         _check_sizes,
+        _check_names,
         _check_evaluation,
     ]
     if training:
-        checks += [_check_losses, _check_training_data]
+        checks += [_check_losses, _check_precision, _check_training_data]
     problems = [problem for check in checks for problem in check(cfg)]
     if training:
         problems += _check_batch(cfg, world_size)
@@ -117,18 +123,24 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
     return list(_warnings(cfg)) if training else []
 
 
-def _get(cfg: CfgNode, key: str) -> object:
-    node: object = cfg
+def _get(cfg: CfgNode, key: str) -> Any:
+    node: Any = cfg
     for part in key.split("."):
-        node = node[part]  # type: ignore[index]
+        node = node[part]
     return node
+
+
+def _are_numbers(values: tuple[Any, ...], length: int | None = None) -> bool:
+    """Whether these are finite numbers (``length`` of them)."""
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    return numbers and length in (None, len(values))
 
 
 def _check_ranges(cfg: CfgNode) -> Iterator[str]:
     for key, (low, high, closed) in _RANGES.items():
         value = _get(cfg, key)
         assert isinstance(value, (int, float)), key
-        if not (low <= value <= high if closed else low < value < high):
+        if not math.isfinite(value) or not (low <= value <= high if closed else low < value < high):
             upper = "" if high == float("inf") else f" and {'<=' if closed else '<'} {high:g}"
             yield f"{key} must be {'>=' if closed else '>'} {low:g}{upper}, got {value}."
     if not 0 <= cfg.MODEL.VIT.DROP_PATH_RATE < 1:
@@ -156,23 +168,25 @@ def _check_input(cfg: CfgNode) -> Iterator[str]:
             f"INPUT.FORMAT {cfg.INPUT.FORMAT} has {channels} channel(s), but MODEL.PIXEL_MEAN has "
             f"{len(cfg.MODEL.PIXEL_MEAN)} values and MODEL.PIXEL_STD {len(cfg.MODEL.PIXEL_STD)}."
         )
-    if any(value <= 0 for value in cfg.MODEL.PIXEL_STD):
-        yield f"MODEL.PIXEL_STD must be > 0, got {cfg.MODEL.PIXEL_STD}."
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        value = _get(cfg, key)
+        if not _are_numbers(value) or (key.endswith("STD") and any(v <= 0 for v in value)):
+            yield f"{key} must be numbers{' > 0' if key.endswith('STD') else ''}, one per channel, got {value}."
     for key in ("INPUT.GLOBAL_CROPS.SCALE", "INPUT.LOCAL_CROPS.SCALE", "INPUT.MASK.RATIO"):
         value = _get(cfg, key)
-        if not (isinstance(value, tuple) and len(value) == 2 and 0 <= value[0] <= value[1] <= 1):
+        if not (_are_numbers(value, 2) and 0 <= value[0] <= value[1] <= 1):
             yield f"{key} must be (low, high) with 0 <= low <= high <= 1, got {value}."
     for key in ("INPUT.CROP_RATIO", "INPUT.BLUR.SIGMA_PX"):
         value = _get(cfg, key)
-        if not (isinstance(value, tuple) and len(value) == 2 and 0 < value[0] <= value[1]):
+        if not (_are_numbers(value, 2) and 0 < value[0] <= value[1]):
             yield f"{key} must be (low, high) with 0 < low <= high, got {value}."
     for key in ("INPUT.BLUR.PROBS", "INPUT.SOLARIZE.PROBS"):
         value = _get(cfg, key)
-        if not (isinstance(value, tuple) and len(value) == 3 and all(0 <= p <= 1 for p in value)):
+        if not (_are_numbers(value, 3) and all(0 <= p <= 1 for p in value)):
             yield f"{key} must be three probabilities (global view 1, global view 2, local views), got {value}."
     if cfg.INPUT.BLUR.KERNEL_SIZE_PX < 1 or cfg.INPUT.BLUR.KERNEL_SIZE_PX % 2 == 0:
         yield f"INPUT.BLUR.KERNEL_SIZE_PX must be odd and positive, got {cfg.INPUT.BLUR.KERNEL_SIZE_PX}."
-    if len(cfg.SOLVER.BETAS) != 2 or not all(0 <= b < 1 for b in cfg.SOLVER.BETAS):
+    if not _are_numbers(cfg.SOLVER.BETAS, 2) or not all(0 <= b < 1 for b in cfg.SOLVER.BETAS):
         yield f"SOLVER.BETAS must be two values >= 0 and < 1, got {cfg.SOLVER.BETAS}."
 
 
@@ -189,9 +203,9 @@ def _check_sizes(cfg: CfgNode) -> Iterator[str]:
         if len(value) not in (1, 2) or not all(isinstance(v, int) and v > 0 for v in value):
             yield f"{key} must be one or two positive whole numbers (rows, columns), got {value}."
         elif any(v % patch for v in value):
-            near = " or ".join(
-                str(tuple(max(patch, (v // patch + up) * patch) if v % patch else v for v in value)) for up in (0, 1)
-            )
+            below = tuple(max(patch, v // patch * patch) for v in value)
+            above = tuple(-(-v // patch) * patch for v in value)
+            near = " or ".join(dict.fromkeys((str(below), str(above))))
             yield f"{key} {value} is not a multiple of MODEL.VIT.PATCH_SIZE_PX {patch}; the nearest are {near}."
     vit = cfg.MODEL.VIT
     if vit.EMBED_DIM and vit.NUM_HEADS and vit.EMBED_DIM % vit.NUM_HEADS:
@@ -202,7 +216,7 @@ def _check_losses(cfg: CfgNode) -> Iterator[str]:
     loss = cfg.MODEL.LOSS
     if loss.DINO_WEIGHT == 0 and loss.IBOT_WEIGHT == 0 and loss.KOLEO_WEIGHT == 0:
         yield "MODEL.LOSS: DINO_WEIGHT, IBOT_WEIGHT and KOLEO_WEIGHT are all 0, so there is nothing to optimise."
-    if loss.IBOT_WEIGHT > 0 and (cfg.INPUT.MASK.CROP_SHARE == 0 or cfg.INPUT.MASK.RATIO[-1] == 0):
+    if loss.IBOT_WEIGHT > 0 and (cfg.INPUT.MASK.CROP_SHARE == 0 or not any(cfg.INPUT.MASK.RATIO)):
         yield (
             "MODEL.LOSS.IBOT_WEIGHT > 0 needs masked patches, but INPUT.MASK.CROP_SHARE or INPUT.MASK.RATIO masks none; "
             "set IBOT_WEIGHT to 0 to train without iBOT."
@@ -213,14 +227,16 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
     batch, parts, group = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.NUM_MICRO_BATCHES, cfg.MODEL.LOSS.KOLEO_GROUP_SIZE
     if batch < 1 or parts < 1:
         return  # reported as out of range
-    if batch % (world_size * parts):
+    unit = world_size * parts
+    if batch % unit:
+        near = (batch // unit * unit, (batch // unit + 1) * unit)
         yield (
             f"SOLVER.IMS_PER_BATCH {batch} (global) is not divisible by {world_size} process(es) x "
-            f"SOLVER.NUM_MICRO_BATCHES {parts}; the nearest are "
-            f"{max(1, batch // (world_size * parts)) * world_size * parts} and "
-            f"{(batch // (world_size * parts) + 1) * world_size * parts}."
+            f"SOLVER.NUM_MICRO_BATCHES {parts}; the nearest possible: {' or '.join(str(n) for n in near if n)}."
         )
         return
+    if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group == 1:
+        yield "MODEL.LOSS.KOLEO_GROUP_SIZE 1 leaves no other image to compare with; use 0 (all) or at least 2."
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group == 0 and parts > 1:
         yield (
             "MODEL.LOSS.KOLEO_GROUP_SIZE 0 compares the whole global batch, which micro-batches never hold at once; "
@@ -237,6 +253,17 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
             f"MODEL.LOSS.KOLEO_GROUP_SIZE {group} must divide the {batch // (parts * world_size)} images of one "
             "micro-batch of one process when SOLVER.NUM_MICRO_BATCHES > 1."
         )
+
+
+def _check_precision(cfg: CfgNode) -> Iterator[str]:
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16" and cfg.MODEL.DEVICE == "cpu":
+        yield "SOLVER.AMP.PRECISION fp16 needs CUDA, but the device is the CPU; use bf16, or SOLVER.AMP.ENABLED False."
+
+
+def _check_names(cfg: CfgNode) -> Iterator[str]:
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "TEST.KNN.TRAIN", "TEST.EVALUATORS"):
+        if not all(isinstance(name, str) and name for name in _get(cfg, key)):
+            yield f"{key} must list names, got {_get(cfg, key)}; write a number in quotes if it is a name."
 
 
 def _check_training_data(cfg: CfgNode) -> Iterator[str]:
@@ -259,6 +286,8 @@ def _warnings(cfg: CfgNode) -> Iterator[str]:
     total = cfg.SOLVER.MAX_ITER
     if total <= cfg.SOLVER.WARMUP_ITERS:
         yield f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} >= SOLVER.MAX_ITER {total}: the LR never reaches its peak."
+    if total < cfg.MODEL.TEACHER.TEMP_WARMUP_ITERS:
+        yield f"MODEL.TEACHER.TEMP_WARMUP_ITERS > SOLVER.MAX_ITER {total}: the temperature never reaches TEMP."
     if total <= cfg.SOLVER.FREEZE_LAST_LAYER_ITERS:
         yield f"SOLVER.FREEZE_LAST_LAYER_ITERS >= SOLVER.MAX_ITER {total}: the prototypes are never trained."
     if cfg.MODEL.TEACHER.MOMENTUM > cfg.MODEL.TEACHER.MOMENTUM_END:

@@ -98,26 +98,24 @@ def shared_random_seed() -> int:
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum over ranks as a new tensor; no gradient flows through it."""
-    if not is_distributed():
-        return tensor
     output = tensor.detach().clone()
-    dist.all_reduce(output)
+    if is_distributed():
+        dist.all_reduce(output)
     return output
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
     """Maximum over ranks as a new tensor; no gradient flows through it."""
-    if not is_distributed():
-        return tensor
     output = tensor.detach().clone()
-    dist.all_reduce(output, op=dist.ReduceOp.MAX)
+    if is_distributed():
+        dist.all_reduce(output, op=dist.ReduceOp.MAX)
     return output
 
 
 def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Tensor]:
     """Sum or mean over ranks of a dict of scalar tensors with the same keys on every rank; all ranks get it."""
-    if not values or not is_distributed():
-        return values
+    if not values:
+        return {}
     names = sorted(values)
     stacked = all_reduce_sum(torch.stack([values[name].detach().float() for name in names]))
     if average:

@@ -49,6 +49,7 @@ def collect_env_info() -> str:
         ("Python", sys.version.split()[0]),
         ("platform", platform.platform()),
         ("CPU cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())),
+        ("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"),
         ("torch threads", str(torch.get_num_threads())),
     ]
     for package in (

@@ -93,6 +93,7 @@ class EventStorage:
         if role not in ROLES:
             raise ValueError(f"role must be one of {ROLES}; got {role!r} for {name!r}.")
         name = self._prefix + name
+        value = float(value)
         known = (self._role.setdefault(name, role), self._smoothing_hint.setdefault(name, smoothing_hint))
         if known != (role, smoothing_hint):
             raise ValueError(
@@ -100,7 +101,6 @@ class EventStorage:
                 f"smoothing_hint={smoothing_hint}. Use another name."
             )
         iteration = self.iter if cur_iter is None else cur_iter
-        value = float(value)
         self._history.setdefault(name, HistoryBuffer(max_length=HISTORY_LENGTH)).update(value, iteration)
         self._latest[name] = (value, iteration)
         self._sequence += 1
@@ -124,15 +124,18 @@ class EventStorage:
         Raises:
             ValueError: for another shape or dtype.
         """
-        array = np.asarray(image)
+        array = np.array(
+            image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+        )  # a copy: buffers are reused
         if array.dtype != np.uint8 or array.ndim not in (2, 3):
             raise ValueError(f"put_image takes uint8 [H, W, C] or [H, W]; got {array.dtype} {list(array.shape)}.")
         self._sequence += 1
         self._images.append(Image(self._sequence, self._prefix + name, array, self.iter))
 
     def put_histogram(self, name: str, values: Tensor, bins: int = 100) -> None:
-        """Keep a histogram of a tensor of any shape. The last 64 are kept."""
-        counts, edges = np.histogram(values.detach().float().cpu().numpy().ravel(), bins=bins)
+        """Keep a histogram of the finite values of a tensor of any shape. The last 64 are kept."""
+        flat = values.detach().float().cpu().numpy().ravel()
+        counts, edges = np.histogram(flat[np.isfinite(flat)], bins=bins)
         self._sequence += 1
         self._histograms.append(Histogram(self._sequence, self._prefix + name, counts, edges, self.iter))
 

@@ -55,7 +55,9 @@ class JSONWriter(EventWriter):
         with open(self.path, encoding="utf-8") as file:
             lines = file.readlines()
         kept = [line for line in lines if _iteration_of(line) < start_iter]
-        if len(kept) < len(lines):
+        if kept and not kept[-1].endswith("\n"):  # a crash took the end of the line, but not of the row
+            kept[-1] += "\n"
+        if kept != lines:
             with atomic_write(self.path, "w") as file:
                 file.writelines(kept)
         return max((_iteration_of(line) for line in kept), default=-1.0)
@@ -119,7 +121,8 @@ class ConsoleWriter(EventWriter):
         known = storage.latest()
         if "time" in known:
             seconds = storage.history("time").median(1000) * (self.max_iter - storage.iter - 1)
-            parts.append(f"eta {datetime.timedelta(seconds=int(seconds))}")
+            if math.isfinite(seconds):
+                parts.append(f"eta {datetime.timedelta(seconds=int(seconds))}")
             step_time = storage.smoothed("time", self.window_size)
             if self.images_per_iter and step_time > 0:
                 parts.append(f"img/s {self.images_per_iter / step_time:.0f}")

@@ -56,7 +56,6 @@ CONVERSIONS = [
     ("OUTPUT_DIR", "007", "007"),
     ("OUTPUT_DIR", "out/a b", "out/a b"),
     ("OUTPUT_DIR", "runs/lr=1e-3,wd=0.04", "runs/lr=1e-3,wd=0.04"),
-    ("OUTPUT_DIR", "None", ""),
     ("MODEL.WEIGHTS", "/data/model.pth?key=teacher", "/data/model.pth?key=teacher"),
     ("MODEL.WEIGHTS", "", ""),
     ("DATASETS.TRAIN", "digits", ("digits",)),
@@ -118,10 +117,8 @@ def test_code_in_a_value_is_text(tmp_path: Path) -> None:
         ("SOLVER.BASE_LR", "(1, 2)", r"SOLVER\.BASE_LR takes a number, got \(1, 2\) \(tuple\)"),
         ("SOLVER.AMP.ENABLED", "1", r"SOLVER\.AMP\.ENABLED takes true or false, got 1 \(int\)"),
         ("SOLVER.AMP.ENABLED", "yes", r"SOLVER\.AMP\.ENABLED takes true or false, got 'yes' \(str\)"),
-        ("OUTPUT_DIR", "['a']", r"OUTPUT_DIR takes a text, got \['a'\] \(list\)"),
         ("INPUT.GLOBAL_CROPS.SIZE_PX", "True", r"SIZE_PX takes a list of values, got True \(bool\)"),
         ("INPUT.GLOBAL_CROPS.SIZE_PX", "None", r"SIZE_PX takes a list of values, got None \(NoneType\)"),
-        ("MODEL.DEVICE", "{'a': 1}", r"MODEL\.DEVICE takes a text, got \{'a': 1\} \(dict\)"),
     ],
 )
 def test_a_wrong_type_names_key_value_and_expectation(key: str, value: str, message: str) -> None:
@@ -171,21 +168,16 @@ def test_flags_and_non_keys_in_key_position_are_refused(words: list[Any]) -> Non
         _merged(*words)
 
 
-@pytest.mark.xfail(strict=True, reason="a flag in value position is taken as the value: OUTPUT_DIR becomes '--resume'")
 def test_a_flag_in_value_position_is_refused() -> None:
     with pytest.raises(ConfigError, match="--resume"):
         _merged("OUTPUT_DIR", "--resume")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="literal_eval and str() rewrite the word: 1.10 -> '1.1', 1e5 -> '100000.0', 00 -> '0'"
-)
 @pytest.mark.parametrize("word", ["1.10", "1e5", "00", "0x10", "1_000"])
 def test_a_text_key_keeps_a_numeric_word_as_it_was_written(word: str) -> None:
     assert word == _merged("OUTPUT_DIR", word).OUTPUT_DIR
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="float(int) overflows outside of the error report")
 def test_a_number_beyond_float_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"SOLVER\.BASE_LR"):
         _merged("SOLVER.BASE_LR", "1" + "0" * 400)
@@ -315,7 +307,6 @@ def test_every_problem_of_a_file_is_reported_and_nothing_of_it_is_merged(tmp_pat
     assert cfg == get_cfg()
 
 
-@pytest.mark.xfail(strict=True, reason="bases are merged one file at a time, before the child's errors are found")
 def test_nothing_of_a_good_base_is_merged_when_the_child_is_bad(tmp_path: Path) -> None:
     _write(tmp_path / "base.yaml", "SEED: 7\n")
     cfg = get_cfg()
@@ -324,20 +315,17 @@ def test_nothing_of_a_good_base_is_merged_when_the_child_is_bad(tmp_path: Path) 
     assert cfg == get_cfg()
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="_BASE_ that is no path: a bare TypeError, without the file")
 @pytest.mark.parametrize("base", ["5", "[5]", "null"])
 def test_a_base_that_is_no_path_is_a_config_error(tmp_path: Path, base: str) -> None:
     with pytest.raises(ConfigError, match=BASE_KEY):
         _from_file(_write(tmp_path / "a.yaml", f"{BASE_KEY}: {base}\n"))
 
 
-@pytest.mark.xfail(strict=True, reason="an empty mapping over a key vanishes when the values are flattened")
 def test_an_empty_mapping_over_a_key_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"MODEL\.DEVICE"):
         _from_file(_write(tmp_path / "a.yaml", "MODEL: {DEVICE: {}}\n"))
 
 
-@pytest.mark.xfail(strict=True, reason="YAML reads 1e5 as a string; float keys accept it, whole-number keys do not")
 def test_a_whole_number_in_scientific_notation_means_the_same_in_a_file_as_on_the_command_line(tmp_path: Path) -> None:
     assert _from_file(_write(tmp_path / "a.yaml", "SOLVER: {MAX_ITER: 1e5}\n")).SOLVER.MAX_ITER == 100_000
 

@@ -42,14 +42,7 @@ def _problems(*overrides: Any, world_size: int = 1, training: bool = True) -> li
 
 # Keys that any value is right for (INTERPOLATE_OFFSET), or that have their own check (VERSION, on merging).
 FREE = {"VERSION", "MODEL.VIT.INTERPOLATE_OFFSET"}
-UNCHECKED = {"TEST.PRECISE_BN.NUM_ITER", "LOG.PROFILE_START_ITER", "LOG.PROFILE_END_ITER"}
-NUMBERS = [
-    pytest.param(
-        key, id=key, marks=[pytest.mark.xfail(strict=True, reason=f"{key} has no range")] if key in UNCHECKED else []
-    )
-    for key, value in _leaves(get_cfg())
-    if type(value) in (int, float) and key not in FREE
-]
+NUMBERS = [key for key, value in _leaves(get_cfg()) if type(value) in (int, float) and key not in FREE]
 
 
 @pytest.mark.parametrize("key", NUMBERS)
@@ -99,7 +92,6 @@ def test_the_ends_of_ranges(key: str, good: list[Any], bad: list[Any]) -> None:
         assert f"{value}"[:5] in problem
 
 
-@pytest.mark.xfail(strict=True, reason="ranges without an upper end include infinity")
 @pytest.mark.parametrize("key", ["SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "MODEL.LOSS.DINO_WEIGHT"])
 def test_infinity_is_no_usable_value(key: str) -> None:
     assert _problems(key, math.inf) != []
@@ -130,7 +122,6 @@ def test_lists_have_their_length_order_and_range(key: str, good: list[Any], bad:
         assert any(problem.startswith(key) for problem in problems), f"{value}: {problems}"
 
 
-@pytest.mark.xfail(strict=True, reason="validate stops with IndexError or TypeError instead of reporting the key")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -150,9 +141,6 @@ def test_lists_of_the_wrong_kind_are_reported_too(key: str, value: Any) -> None:
     assert any(key in problem for problem in problems)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="entries of DATASETS.TRAIN are not checked: 2012 on the command line is a number"
-)
 def test_a_dataset_that_is_no_text_is_reported() -> None:
     assert any("DATASETS.TRAIN" in problem for problem in _problems("DATASETS.TRAIN", "2012"))
 
@@ -217,9 +205,6 @@ def test_a_crop_off_the_patch_grid_is_told_the_nearest_sizes(patch: int, size: t
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="below one patch both neighbours are the same size: 'the nearest are (16,) or (16,)'"
-)
 def test_a_crop_smaller_than_a_patch_is_told_one_size_once() -> None:
     (problem,) = _problems("INPUT.GLOBAL_CROPS.SIZE_PX", 5)
     assert problem.count("(16,)") == 1
@@ -297,20 +282,24 @@ def test_batch_micro_batches_and_koleo_groups_against_a_simulation(world: int) -
         _set(cfg, "MODEL.LOSS.KOLEO_GROUP_SIZE", group)
         problems = _problems_of(cfg, world)
         assert all("IMS_PER_BATCH" in p or "KOLEO_GROUP_SIZE" in p for p in problems)
-        assert (not problems) == _groups_stay_whole(batch, world, parts, group), (batch, world, parts, group)
+        assert (not problems) == (group != 1 and _groups_stay_whole(batch, world, parts, group)), (
+            batch,
+            world,
+            parts,
+            group,
+        )
 
 
 def test_a_batch_that_does_not_divide_is_told_the_nearest() -> None:
     (problem,) = _problems("SOLVER.IMS_PER_BATCH", 10, world_size=4)
     assert (
-        "10 (global) is not divisible by 4 process(es) x SOLVER.NUM_MICRO_BATCHES 1; the nearest are 8 and 12"
+        "10 (global) is not divisible by 4 process(es) x SOLVER.NUM_MICRO_BATCHES 1; the nearest possible: 8 or 12"
         in problem
     )
     (problem,) = _problems("SOLVER.IMS_PER_BATCH", 20, "SOLVER.NUM_MICRO_BATCHES", 3, world_size=2)
-    assert "the nearest are 18 and 24" in problem
+    assert "the nearest possible: 18 or 24" in problem
 
 
-@pytest.mark.xfail(strict=True, reason="below one image per process: 'the nearest are 4 and 4'")
 def test_a_batch_smaller_than_the_world_is_told_one_size_once() -> None:
     (problem,) = _problems("SOLVER.IMS_PER_BATCH", 3, world_size=4)
     assert "4 and 4" not in problem
@@ -326,14 +315,12 @@ def test_the_group_size_is_not_checked_when_koleo_is_off() -> None:
     assert _problems("MODEL.LOSS.KOLEO_WEIGHT", 0, "MODEL.LOSS.KOLEO_GROUP_SIZE", 7) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a group of one image has no neighbour; accepted without a word")
 def test_koleo_groups_of_one_image_are_pointed_out() -> None:
     cfg = _cfg("MODEL.LOSS.KOLEO_GROUP_SIZE", 1)
     words = _problems_of(cfg) or validate(cfg)
     assert any("KOLEO_GROUP_SIZE" in text for text in words)
 
 
-@pytest.mark.xfail(strict=True, reason="fp16 with MODEL.DEVICE cpu is accepted; the key says it is for CUDA")
 def test_fp16_on_cpu_is_a_contradiction() -> None:
     overrides = ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp16", "MODEL.DEVICE", "cpu"]
     assert any("SOLVER.AMP.PRECISION" in problem for problem in _problems(*overrides))
@@ -405,11 +392,7 @@ def test_validation_changes_nothing() -> None:
         ),
         (["MODEL.TEACHER.MOMENTUM", 0.999, "MODEL.TEACHER.MOMENTUM_END", 0.99], "MODEL.TEACHER.MOMENTUM is above"),
         (["SOLVER.IMS_PER_BATCH", 1], "KoLeo needs at least two images"),
-        pytest.param(
-            ["SOLVER.MAX_ITER", 30000],
-            "MODEL.TEACHER.TEMP_WARMUP_ITERS",
-            marks=pytest.mark.xfail(strict=True, reason="no warning when the temperature never reaches TEACHER.TEMP"),
-        ),
+        (["SOLVER.MAX_ITER", 30000], "MODEL.TEACHER.TEMP_WARMUP_ITERS"),
     ],
 )
 def test_settings_that_can_hardly_be_meant_are_warnings(overrides: list[Any], word: str) -> None:

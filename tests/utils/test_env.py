@@ -129,6 +129,5 @@ def test_a_package_that_is_missing_is_reported_as_such(monkeypatch: pytest.Monke
     assert "torchvision 1.2.3" in lines
 
 
-@pytest.mark.xfail(strict=True, reason="the docstring promises memory; only that of GPUs is listed")
 def test_the_report_lists_the_memory_of_the_machine() -> None:
     assert any("memory" in line.lower() for line in collect_env_info().splitlines())
