@@ -50,8 +50,7 @@ def _comment_above(lines: list[str], index: int) -> str:
     while index >= 0 and lines[index].startswith("#") and not lines[index].startswith("# ---"):
         block.insert(0, lines[index].lstrip("# "))
         index -= 1
-    is_heading = index >= 0 and lines[index].startswith("# ---")
-    return "" if is_heading else " ".join(block)
+    return " ".join(block)
 
 
 def render(entries: list[Entry]) -> str:

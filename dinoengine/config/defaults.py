@@ -286,7 +286,7 @@ _C.SOLVER.AMP.PRECISION = "bf16"
 # Evaluation
 # ----------------------------------------------------------------------------------------------------------------
 _C.TEST = CN()
-# Names in EVALUATOR_REGISTRY.
+# Names in EVALUATOR_REGISTRY; each evaluates every dataset of DATASETS.TEST.
 _C.TEST.EVALUATORS = ("knn",)
 # Iterations between evaluations; 0: only at the end. Does not change results.
 _C.TEST.EVAL_PERIOD = 0
@@ -314,7 +314,7 @@ _C.TEST.KNN.CHUNK_SIZE = 1024
 # Recompute BatchNorm statistics before each evaluation (only for models that have BatchNorm).
 _C.TEST.PRECISE_BN = CN()
 _C.TEST.PRECISE_BN.ENABLED = False
-# Batches used.
+# Number of training batches used for it.
 _C.TEST.PRECISE_BN.NUM_ITER = 200
 
 # ----------------------------------------------------------------------------------------------------------------
