@@ -33,6 +33,7 @@ TINY = {
     "INPUT.LOCAL_CROPS.NUM": 2,
     "INPUT.TEST.RESIZE_PX": 8,
     "INPUT.TEST.CROP_SIZE_PX": 8,
+    "INPUT.BLUR.KERNEL_SIZE_PX": 3,
     "DATASETS.TRAIN": "synthetic:num_images=24:num_classes=3:size=12",
     "DATASETS.TEST": "synthetic:num_images=9:num_classes=3:size=12:seed=1",
     "DATALOADER.NUM_WORKERS": 0,

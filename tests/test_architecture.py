@@ -22,6 +22,10 @@ BANNED_NAMES = {"utils", "helpers", "misc", "common"}
 # Modules whose behaviour is tested under another name.
 TESTED_ELSEWHERE = {
     "config/defaults.py": "config/test_defaults.py",
+    **{
+        f"engine/hooks/{name}.py": "engine/hooks/test_small_hooks.py"
+        for name in ("timing", "schedules", "ema", "writing", "profiling", "callback")
+    },
     "modeling/heads/build.py": "modeling/test_build.py",
     "modeling/backbone/build.py": "modeling/test_build.py",
     "modeling/backbone/backbone.py": "modeling/backbone/test_vit.py",

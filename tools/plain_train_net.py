@@ -49,9 +49,9 @@ def train(cfg: CfgNode) -> tuple[nn.Module, list[float]]:
     for iteration in range(cfg.SOLVER.MAX_ITER):
         lr = scheduler.apply(iteration)["lr"]
         model.teacher_temp = teacher_schedules["teacher_temp"](iteration)  # type: ignore[assignment]
-        seed_step_rng(cfg.SEED, iteration, comm.get_rank())
 
         batch = next(batches).to(device, non_blocking=True)
+        seed_step_rng(cfg.SEED, iteration, comm.get_rank())  # after the batch: starting a loader draws from it too
         loss = ddp_model(batch).total()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

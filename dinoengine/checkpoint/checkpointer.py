@@ -203,11 +203,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was refused: it is damaged or holds pickled Python objects, which could run code. Only tensors and "
-            f"plain values are read. ({str(error).splitlines()[0]})"
+            f"plain values are read. ({_first_line(error)})"
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: damaged or not a checkpoint ({str(error).splitlines()[0]})."
+            f"{path} cannot be read: damaged or not a checkpoint ({_first_line(error)})."
         ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a checkpoint, which is a dict.")
@@ -218,6 +218,10 @@ def periodic_checkpoints(save_dir: str) -> list[str]:
     """Paths of the ``model_<iteration>.pth`` files of a run, oldest first."""
     names = sorted(n for n in os.listdir(save_dir) if re.fullmatch(r"model_\d{7,}\.pth", n))
     return [os.path.join(save_dir, name) for name in names]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _grouped(keys: list[str]) -> list[str]:

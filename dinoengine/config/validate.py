@@ -197,11 +197,13 @@ def _check_sizes(cfg: CfgNode) -> Iterator[str]:
     keys = ["INPUT.GLOBAL_CROPS.SIZE_PX", "INPUT.TEST.CROP_SIZE_PX"]
     keys += ["INPUT.LOCAL_CROPS.SIZE_PX"] if cfg.INPUT.LOCAL_CROPS.NUM else []
     keys += ["MODEL.VIT.POS_EMBED_SIZE_PX"] if cfg.MODEL.VIT.POS_EMBED_SIZE_PX != (0,) else []
+    blur_reach = cfg.INPUT.BLUR.KERNEL_SIZE_PX // 2 if any(cfg.INPUT.BLUR.PROBS) else 0
     for key in keys:
         value = _get(cfg, key)
-        assert isinstance(value, tuple), key
         if len(value) not in (1, 2) or not all(isinstance(v, int) and v > 0 for v in value):
             yield f"{key} must be one or two positive whole numbers (rows, columns), got {value}."
+        elif key != "MODEL.VIT.POS_EMBED_SIZE_PX" and "TEST" not in key and min(value) <= blur_reach:
+            yield f"{key} {value} must be larger than half of INPUT.BLUR.KERNEL_SIZE_PX {cfg.INPUT.BLUR.KERNEL_SIZE_PX}."
         elif any(v % patch for v in value):
             below = tuple(max(patch, v // patch * patch) for v in value)
             above = tuple(-(-v // patch) * patch for v in value)

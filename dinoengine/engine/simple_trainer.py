@@ -119,12 +119,11 @@ class SimpleTrainer(TrainerBase):
         """
         if not self.model.training:
             raise RuntimeError("The model was left in eval mode; call model.train() after evaluating it in a hook.")
-        if self.seed is not None:
-            seed_step_rng(self.seed, self.iter, comm.get_rank())
-
         start = time.perf_counter()
         batch = self._next_batch()
         data_time = time.perf_counter() - start
+        if self.seed is not None:  # after the batch: starting a loader draws from the generator too
+            seed_step_rng(self.seed, self.iter, comm.get_rank())
 
         losses, metrics = self._forward_backward(batch)
         if self.grad_scaler is not None:

@@ -1,0 +1,57 @@
+"""Steps whose loss or gradients are not finite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dinoengine.engine import hooks
+from tests.engine.toys import ToyData, toy_trainer
+
+
+def test_allowed_skips_leave_no_trace_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    guard = hooks.NonFiniteGuard(max_skips=2)
+    trainer = toy_trainer(ToyData(bad_iters=(1, 3)))
+    weights: list[torch.Tensor] = []
+    trainer.register_hooks(
+        [guard, hooks.CallbackHook(after_step=lambda t: weights.append(t.model.linear.weight.detach().clone()))]
+    )
+    trainer.train(0, 5)
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[2], weights[3])
+    assert not torch.equal(weights[1], weights[2])
+    assert guard.num_skipped == 2
+    assert caplog.text.count("of 2 allowed") == 2
+
+
+def test_one_more_stops() -> None:
+    trainer = toy_trainer(ToyData(bad_iters=(1, 3)))
+    trainer.register_hooks([hooks.NonFiniteGuard(max_skips=1)])
+    with pytest.raises(FloatingPointError, match="iteration 3"):
+        trainer.train(0, 5)
+
+
+def test_the_count_survives_a_resume() -> None:
+    first = toy_trainer(ToyData(bad_iters=(0,)))
+    first.register_hooks([hooks.NonFiniteGuard(max_skips=1)])
+    first.train(0, 1)
+    second = toy_trainer(ToyData(bad_iters=(0,)))
+    second.register_hooks([hooks.NonFiniteGuard(max_skips=1)])
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(FloatingPointError):
+        second.train(1, 2)
+
+
+def test_overflows_without_end_stop_the_run() -> None:
+    class Stuck:
+        def scale(self, loss: torch.Tensor) -> torch.Tensor:
+            return loss * torch.inf
+
+        def unscale_(self, optimizer: object) -> None: ...
+        def step(self, optimizer: object) -> None: ...
+        def update(self) -> None: ...
+
+    trainer = toy_trainer(grad_scaler=Stuck())
+    trainer.register_hooks([hooks.NonFiniteGuard()])
+    with pytest.raises(FloatingPointError, match="overflowed in 41 iterations in a row"):
+        trainer.train(0, 100)

@@ -1,0 +1,134 @@
+"""DefaultTrainer's parts, and prediction for one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinoengine.checkpoint import Checkpointer
+from dinoengine.config import CfgNode, ConfigError
+from dinoengine.engine import DefaultPredictor, DefaultTrainer, SSLTrainer, default_writers
+from dinoengine.utils.writers import ConsoleWriter, JSONWriter, TensorboardXWriter
+
+
+def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.merge_from_list(
+        ["TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "knn/top1_k1", "TEST.PRECISE_BN.ENABLED", True, "LOG.PROFILE_END_ITER", 2]
+    )
+    names = [type(hook).__name__ for hook in SSLTrainer(tiny_cfg)._hooks]
+    assert names == [
+        "IterationTimer",
+        "ParamSchedule",
+        "EMATeacher",
+        "LRScheduler",
+        "NonFiniteGuard",
+        "TorchProfiler",
+        "PreciseBN",
+        "PeriodicCheckpointer",
+        "EvalHook",
+        "BestCheckpointer",
+        "PeriodicWriter",
+    ]
+
+
+def test_model_loader_and_optimizer_can_be_read_and_set(tiny_cfg: CfgNode) -> None:
+    trainer = DefaultTrainer(tiny_cfg)
+    for name in ("model", "data_loader", "optimizer"):
+        marker = object()
+        setattr(trainer, name, marker)
+        assert getattr(trainer, name) is marker
+
+
+def test_each_part_can_be_replaced_by_overriding_its_builder(tiny_cfg: CfgNode) -> None:
+    class Mine(DefaultTrainer):
+        @classmethod
+        def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.SGD(model.student.parameters(), lr=1.0)  # type: ignore[union-attr]
+
+    trainer = Mine(tiny_cfg)
+    trainer.scheduler.apply(2)
+    assert isinstance(trainer.optimizer, torch.optim.SGD)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_default_writers(tmp_path: Path) -> None:
+    writers = default_writers(str(tmp_path / "new"), 10)
+    assert [type(w) for w in writers] == [ConsoleWriter, JSONWriter, TensorboardXWriter]
+    assert len(default_writers(str(tmp_path), 10, tensorboard=False)) == 2
+    for writer in writers:
+        writer.close()
+
+
+def test_a_recipe_moves_to_another_world_size(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.SOLVER.REFERENCE_WORLD_SIZE = 2
+    trainer = DefaultTrainer(tiny_cfg)  # on one process: half the batch, twice the iterations
+    assert (trainer.cfg.SOLVER.IMS_PER_BATCH, trainer.max_iter) == (2, 20)
+    assert len(next(iter(trainer.data_loader))) == 2
+    assert tiny_cfg.SOLVER.IMS_PER_BATCH == 4
+
+
+def test_unexpected_results_exit_with_1(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.merge_from_list(["SOLVER.MAX_ITER", 1, "TEST.EXPECTED_RESULTS", "(('knn', 'top1_k1', 200.0, 1.0),)"])
+    trainer = SSLTrainer(tiny_cfg)
+    trainer.resume_or_load(resume=False)
+    with pytest.raises(SystemExit) as done:
+        trainer.train()
+    assert done.value.code == 1
+    DefaultTrainer.check_expected_results(tiny_cfg, {"knn": {"top1_k1": 199.5}})
+    with pytest.raises(SystemExit):
+        DefaultTrainer.check_expected_results(tiny_cfg, {})
+
+
+def test_a_loader_that_cannot_be_moved_is_said(tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_cfg.SOLVER.MAX_ITER = 2
+    first = SSLTrainer(tiny_cfg)
+    first.resume_or_load(resume=False)
+    first.train()
+    trainer = SSLTrainer(tiny_cfg)
+    trainer.data_loader = [1, 2]
+    trainer.resume_or_load(resume=True)
+    assert "cannot start at iteration 2" in capsys.readouterr().out
+
+
+@pytest.fixture
+def weights(tiny_cfg: CfgNode, tmp_path: Path) -> str:
+    model = SSLTrainer.build_model(tiny_cfg)
+    with torch.no_grad():
+        for p in model.teacher.parameters():  # type: ignore[union-attr]
+            p.add_(0.01)
+    return Checkpointer(model, str(tmp_path / "weights")).save("w")
+
+
+def test_the_predictor_gives_the_teachers_features(tiny_cfg: CfgNode, weights: str, tmp_path: Path) -> None:
+    tiny_cfg.MODEL.WEIGHTS = weights
+    tiny_cfg.MODEL.DEVICE = "auto"
+    predictor = DefaultPredictor(tiny_cfg)
+    array = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "image.png")
+    outputs = [predictor(x) for x in (array, Image.fromarray(array), str(tmp_path / "image.png"), tmp_path / "image.png")]
+    assert outputs[0].cls_token.shape == (1, 16)
+    assert outputs[0].patch_tokens.shape == (1, 4, 16)
+    assert all(torch.equal(o.cls_token, outputs[0].cls_token) for o in outputs)
+
+    model = SSLTrainer.build_model(tiny_cfg)
+    model.load_state_dict(torch.load(weights, weights_only=True)["model"])
+    expected = model.feature_model()(predictor.transform(Image.fromarray(array))[None])  # type: ignore[operator]
+    torch.testing.assert_close(outputs[0].cls_token, expected.cls_token)
+
+
+def test_the_predictor_needs_weights(tiny_cfg: CfgNode) -> None:
+    with pytest.raises(ConfigError, match="give MODEL.WEIGHTS"):
+        DefaultPredictor(tiny_cfg)
+
+
+def test_weights_start_a_run_at_iteration_0(tiny_cfg: CfgNode, weights: str) -> None:
+    tiny_cfg.MODEL.WEIGHTS = weights
+    trainer = SSLTrainer(tiny_cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 0
+    saved = torch.load(weights, weights_only=True)["model"]
+    assert all(torch.equal(saved[k], v) for k, v in trainer.bare_model.state_dict().items())
