@@ -1,0 +1,53 @@
+"""Starting processes, joining torchrun's, and what comes back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dinoengine.engine import launch
+from dinoengine.engine.launch import under_torchrun
+from dinoengine.utils import comm
+
+
+def _add(a: int, b: int) -> int:
+    return a + b
+
+
+def _note_and_exit(folder: str) -> None:
+    Path(folder, f"{comm.get_rank()}-{comm.get_local_rank()}-{comm.get_local_size()}-{comm.get_world_size()}").touch()
+    comm.synchronize()
+    raise SystemExit(3)
+
+
+def _describe() -> tuple[int, int]:
+    return comm.get_rank(), comm.get_world_size()
+
+
+def test_one_process_runs_here_and_its_value_comes_back() -> None:
+    assert launch(_add, 1, args=(2, 3), device="cpu") == 5
+
+
+@pytest.mark.slow
+def test_spawned_processes_know_their_place_and_their_exit_code_is_ours(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as done:
+        launch(_note_and_exit, 2, args=(str(tmp_path),), device="cpu")
+    assert done.value.code == 3
+    assert sorted(os.listdir(tmp_path)) == ["0-0-2-2", "1-1-2-2"]
+
+
+def test_several_machines_need_an_address() -> None:
+    with pytest.raises(ValueError, match="Several machines need --dist-url tcp://"):
+        launch(_add, 1, num_machines=2, args=(1, 2), device="cpu")
+
+
+def test_torchrun_is_recognised_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not under_torchrun()
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**environment, "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert under_torchrun()
+    assert launch(_describe, 8, device="cpu") == (0, 1)  # torchrun decides the number of processes
+    assert comm.get_world_size() == 1
