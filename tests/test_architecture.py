@@ -26,6 +26,11 @@ TESTED_ELSEWHERE = {
         f"engine/hooks/{name}.py": "engine/hooks/test_small_hooks.py"
         for name in ("timing", "schedules", "ema", "writing", "profiling", "callback")
     },
+    **{
+        f"modeling/layers/{name}.py": "modeling/layers/test_small_layers.py"
+        for name in ("attention", "block", "layer_scale", "mlp", "patch_embed", "pixel_norm")
+    },
+    "modeling/meta_arch/feature_model.py": "modeling/meta_arch/test_student_teacher.py",
     "modeling/heads/build.py": "modeling/test_build.py",
     "modeling/backbone/build.py": "modeling/test_build.py",
     "modeling/backbone/backbone.py": "modeling/backbone/test_vit.py",

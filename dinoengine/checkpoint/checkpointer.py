@@ -206,9 +206,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"plain values are read. ({_first_line(error)})"
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: damaged or not a checkpoint ({_first_line(error)})."
-        ) from None
+        raise CheckpointError(f"{path} cannot be read: damaged or not a checkpoint ({_first_line(error)}).") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a checkpoint, which is a dict.")
     return data

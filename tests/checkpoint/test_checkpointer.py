@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dinoengine.checkpoint import CheckpointError, Checkpointer, periodic_checkpoints, read_checkpoint
+from dinoengine.checkpoint import Checkpointer, CheckpointError, periodic_checkpoints, read_checkpoint
 
 
 def _model(value: float = 1.0, width: int = 2) -> nn.Module:
@@ -192,6 +192,16 @@ def test_a_crash_while_saving_leaves_the_last_good_checkpoint(tmp_path: Path, mo
 
 
 def test_periodic_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
-    for name in ("model_0000010.pth", "model_0000002.pth", "model_final.pth", "model_best.pth", "model_12.pth", "x.pth"):
+    for name in (
+        "model_0000010.pth",
+        "model_0000002.pth",
+        "model_final.pth",
+        "model_best.pth",
+        "model_12.pth",
+        "x.pth",
+    ):
         (tmp_path / name).touch()
-    assert [os.path.basename(p) for p in periodic_checkpoints(str(tmp_path))] == ["model_0000002.pth", "model_0000010.pth"]
+    assert [os.path.basename(p) for p in periodic_checkpoints(str(tmp_path))] == [
+        "model_0000002.pth",
+        "model_0000010.pth",
+    ]

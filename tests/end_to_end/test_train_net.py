@@ -37,7 +37,9 @@ def _run(*words: object, tool: str = "tools/train_net.py") -> subprocess.Complet
 def test_kill_resume_finish_and_evaluate(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ("OUTPUT_DIR", out, "SOLVER.CHECKPOINT_PERIOD", 5, "SOLVER.MAX_ITER", 400)
-    process = subprocess.Popen(_command("--num-gpus", 0, *words), cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        _command("--num-gpus", 0, *words), cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while not (out / "last_checkpoint").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -17,7 +17,16 @@ from dinoengine.utils.writers import ConsoleWriter, JSONWriter, TensorboardXWrit
 
 def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
     tiny_cfg.merge_from_list(
-        ["TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "knn/top1_k1", "TEST.PRECISE_BN.ENABLED", True, "LOG.PROFILE_END_ITER", 2]
+        [
+            "TEST.EVAL_PERIOD",
+            2,
+            "TEST.BEST_METRIC",
+            "knn/top1_k1",
+            "TEST.PRECISE_BN.ENABLED",
+            True,
+            "LOG.PROFILE_END_ITER",
+            2,
+        ]
     )
     names = [type(hook).__name__ for hook in SSLTrainer(tiny_cfg)._hooks]
     assert names == [
@@ -109,7 +118,9 @@ def test_the_predictor_gives_the_teachers_features(tiny_cfg: CfgNode, weights: s
     predictor = DefaultPredictor(tiny_cfg)
     array = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "image.png")
-    outputs = [predictor(x) for x in (array, Image.fromarray(array), str(tmp_path / "image.png"), tmp_path / "image.png")]
+    outputs = [
+        predictor(x) for x in (array, Image.fromarray(array), str(tmp_path / "image.png"), tmp_path / "image.png")
+    ]
     assert outputs[0].cls_token.shape == (1, 16)
     assert outputs[0].patch_tokens.shape == (1, 4, 16)
     assert all(torch.equal(o.cls_token, outputs[0].cls_token) for o in outputs)

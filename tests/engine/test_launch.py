@@ -45,7 +45,13 @@ def test_several_machines_need_an_address() -> None:
 
 def test_torchrun_is_recognised_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not under_torchrun()
-    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment = {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     for name, value in {**environment, "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(name, value)
     assert under_torchrun()

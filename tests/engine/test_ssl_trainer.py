@@ -55,7 +55,9 @@ def _assert_equal_runs(a: SSLTrainer, b: SSLTrainer) -> None:
     ],
     ids=["centering", "drop path, sinkhorn, two heads", "micro-batches, worker"],
 )
-def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(tiny_cfg: CfgNode, tmp_path: Path, opts: list[Any]) -> None:
+def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
+    tiny_cfg: CfgNode, tmp_path: Path, opts: list[Any]
+) -> None:
     tiny_cfg.merge_from_list(["SOLVER.CHECKPOINT_PERIOD", 3, "TEST.EVAL_PERIOD", 5, "LOG.PERIOD", 4, *opts])
     straight = _train(tiny_cfg)
     other = tiny_cfg.clone()

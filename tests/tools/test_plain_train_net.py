@@ -32,7 +32,5 @@ def test_both_give_equal_losses_and_weights(tiny_cfg, tmp_path, centering) -> No
     logged = [value for value, _ in trainer.storage.history("total_loss").values()]
     assert logged == losses
     assert len(set(losses)) == 5
-    for (name, mine), theirs in zip(
-        model.state_dict().items(), trainer.bare_model.state_dict().values(), strict=True
-    ):
+    for (name, mine), theirs in zip(model.state_dict().items(), trainer.bare_model.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name

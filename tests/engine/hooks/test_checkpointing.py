@@ -86,7 +86,9 @@ def _best(folder: Path, values: list[float], start: int = 0, **options: Any) -> 
         ([math.inf, -math.inf, 2, 1], "min", [2, 3]),
     ],
 )
-def test_only_what_is_better_than_ever_is_best(tmp_path: Path, values: list[float], mode: str, expected: list[int]) -> None:
+def test_only_what_is_better_than_ever_is_best(
+    tmp_path: Path, values: list[float], mode: str, expected: list[int]
+) -> None:
     assert _best(tmp_path, values, mode=mode) == expected
 
 

@@ -55,7 +55,9 @@ def test_a_result_that_is_no_number_is_named() -> None:
 def test_knn_hook_measures_the_model_that_is_trained(tiny_cfg: Any) -> None:
     model = build_model(tiny_cfg)
     bank = build_test_loader(tiny_cfg, tiny_cfg.DATASETS.TRAIN)
-    hook = hooks.KNNEvalHook(2, model.feature_model(), bank, build_test_loader(tiny_cfg, tiny_cfg.DATASETS.TEST), ks=(1, 3))
+    hook = hooks.KNNEvalHook(
+        2, model.feature_model(), bank, build_test_loader(tiny_cfg, tiny_cfg.DATASETS.TEST), ks=(1, 3)
+    )
     trainer = IdleTrainer()
     trainer.register_hooks([hook])
     trainer.train(0, 3)

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+
 from dinoengine.engine import hooks
 from dinoengine.solver import CosineSchedule, LinearWarmupSchedule, OptimizerSchedule
 from dinoengine.utils.writers import EventWriter, JSONWriter

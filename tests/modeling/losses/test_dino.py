@@ -32,7 +32,8 @@ def _slow(student: Tensor, teacher: Tensor, temp: float, skip_same_view: bool) -
 
 
 @pytest.mark.parametrize(
-    ("student_views", "teacher_views", "skip"), [(2, 2, True), (5, 2, False), (1, 1, False), (3, 3, True), (1, 2, False)]
+    ("student_views", "teacher_views", "skip"),
+    [(2, 2, True), (5, 2, False), (1, 1, False), (3, 3, True), (1, 2, False)],
 )
 def test_equals_the_slow_loop(student_views: int, teacher_views: int, skip: bool) -> None:
     student, teacher = _inputs(student_views, teacher_views)

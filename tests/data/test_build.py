@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinoengine.config import CfgNode, get_cfg
+from dinoengine.data import (
+    AUGMENTATION_REGISTRY,
+    CenterCropTransform,
+    DatasetCatalog,
+    ImageDataset,
+    MultiCrop,
+    Synthetic,
+    TrainingSampler,
+    build_test_loader,
+    build_train_loader,
+)
+from dinoengine.data.build import build_mask_plan
+from dinoengine.data.random_streams import CROPS, position_rng
+from dinoengine.structures import SSLBatch
+from dinoengine.utils import comm
+
+FIELDS = ("global_crops", "local_crops", "masks", "positions")
+
+
+def _cfg(*overrides: Any) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_list(
+        [
+            "DATASETS.TRAIN=synthetic:num_images=11:size=20",
+            "DATALOADER.NUM_WORKERS=0",
+            "INPUT.GLOBAL_CROPS.SIZE_PX=16",
+            "INPUT.LOCAL_CROPS.SIZE_PX=8",
+            "INPUT.LOCAL_CROPS.NUM=2",
+            "INPUT.TEST.RESIZE_PX=16",
+            "INPUT.TEST.CROP_SIZE_PX=16",
+            "MODEL.VIT.PATCH_SIZE_PX=4",
+            "MODEL.DEVICE=cpu",
+            "SOLVER.IMS_PER_BATCH=8",
+            "TEST.IMS_PER_BATCH=4",
+            *overrides,
+        ]
+    )
+    return cfg
+
+
+def _batches(cfg: CfgNode, count: int, **options: Any) -> list[SSLBatch]:
+    return list(islice(build_train_loader(cfg, **options), count))
+
+
+def _assert_same(one: SSLBatch, other: SSLBatch) -> None:
+    assert (one.num_global_views, one.num_local_views) == (other.num_global_views, other.num_local_views)
+    for name in FIELDS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+class Failing(ImageDataset):
+    """Two images: the second cannot be loaded, or has a mode that Pillow does not turn into grey."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __len__(self) -> int:
+        return 2
+
+    def load(self, index: int) -> Image.Image:
+        if index == 1 and self.kind == "load":
+            raise RuntimeError("the archive is damaged")
+        return Image.new("LAB" if index == 1 else "RGB", (8, 8))
+
+    def describe(self, index: int) -> str:
+        return f"archive.tar/{index}.jpg"
+
+
+@pytest.fixture
+def failing(request: pytest.FixtureRequest) -> Iterator[CfgNode]:
+    DatasetCatalog.register("failing", lambda: Failing(request.param))
+    yield _cfg("DATASETS.TRAIN=failing", "SOLVER.IMS_PER_BATCH=2", "INPUT.FORMAT=L")
+    DatasetCatalog.remove("failing")
+
+
+# ---- training
+
+
+def test_a_batch_is_what_its_parts_make_of_its_positions():
+    """The definition, written out: position -> index -> image -> crops; masks from the plan."""
+    cfg = _cfg("SEED=3")
+    batch = _batches(cfg, 2)[1]
+    assert batch.positions.tolist() == list(range(8, 16))
+    dataset, sampler, augmentation = Synthetic(num_images=11, size=20), TrainingSampler(11, 3), MultiCrop(cfg)
+    for i, position in enumerate(range(8, 16)):
+        image = dataset.load(sampler.index_at(position))
+        global_crops, local_crops = augmentation(image, position_rng(3, position, CROPS))
+        assert torch.equal(batch.global_crops[i::8], torch.stack(global_crops))
+        assert batch.local_crops is not None
+        assert torch.equal(batch.local_crops[i::8], torch.stack(local_crops))
+    plan = build_mask_plan(cfg)
+    assert plan is not None
+    assert batch.masks is not None
+    assert batch.masks.shape == (16, 16)
+    assert torch.equal(batch.masks, torch.from_numpy(plan.masks(list(range(8, 16)))))
+    assert (batch.masks.sum(1) > 0).sum() == 8
+
+
+def test_workers_change_nothing():
+    here = _batches(_cfg(), 3)
+    in_workers = _batches(_cfg("DATALOADER.NUM_WORKERS=2"), 3)
+    for one, other in zip(here, in_workers, strict=True):
+        _assert_same(one, other)
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_the_ranks_together_have_the_batch_of_one_process(world_size: int):
+    for iteration, whole in enumerate(_batches(_cfg(), 2)):
+        ranks = [_batches(_cfg(), 1, start_iter=iteration, rank=r, world_size=world_size)[0] for r in range(world_size)]
+        for part, expected in zip(ranks, whole.split(world_size), strict=True):
+            _assert_same(part, expected)
+
+
+def test_a_resumed_loader_goes_on_where_the_first_would():
+    straight = _batches(_cfg(), 5)
+    for one, other in zip(_batches(_cfg(), 2, start_iter=3), straight[3:], strict=True):
+        _assert_same(one, other)
+
+
+def test_rank_and_world_size_default_to_the_process_group(monkeypatch: pytest.MonkeyPatch):
+    expected = _batches(_cfg(), 1, rank=1, world_size=2)[0]
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    _assert_same(_batches(_cfg(), 1)[0], expected)
+
+
+def test_an_image_is_cropped_anew_in_every_epoch():
+    """16 positions of a dataset of 2 images: 16 different first crops."""
+    cfg = _cfg("DATASETS.TRAIN=synthetic:num_images=2:size=20")
+    crops = torch.cat([batch.global_crops[:8] for batch in _batches(cfg, 2)])
+    assert len(torch.unique(crops.flatten(1), dim=0)) == 16
+
+
+def test_the_seed_matters():
+    one, other = (_batches(_cfg(f"SEED={seed}"), 1)[0] for seed in (0, 1))
+    assert not torch.equal(one.global_crops, other.global_crops)
+    assert not torch.equal(one.masks, other.masks)  # type: ignore[arg-type]
+
+
+def test_global_generators_do_not_matter():
+    expected = _batches(_cfg(), 1)[0]
+    torch.manual_seed(123)
+    _assert_same(_batches(_cfg(), 1)[0], expected)
+
+
+def test_no_masks_without_ibot():
+    cfg = _cfg("MODEL.LOSS.IBOT_WEIGHT=0.0")
+    assert build_mask_plan(cfg) is None
+    assert _batches(cfg, 1)[0].masks is None
+
+
+def test_the_mask_grid_is_rows_by_columns_of_the_global_crop():
+    plan = build_mask_plan(_cfg("INPUT.GLOBAL_CROPS.SIZE_PX=(16, 24)", "INPUT.MASK.MIN_ASPECT=0.4"))
+    assert plan is not None
+    assert plan.masking.grid == (4, 6)
+    assert plan.masking.min_aspect == 0.4
+    assert plan.batch_size == 8
+
+
+def test_several_datasets_are_one():
+    cfg = _cfg()
+    cfg.DATASETS.TRAIN = ("synthetic:num_images=3:size=20", "synthetic:num_images=5:size=24:seed=1")
+    loader = build_train_loader(cfg)
+    assert len(loader.dataset.dataset) == 8  # type: ignore[attr-defined]
+    assert len(next(iter(loader))) == 8
+
+
+def test_grey_images():
+    cfg = _cfg("DATASETS.TRAIN=digits:split=test", "INPUT.FORMAT=L")
+    batch = _batches(cfg, 1)[0]
+    assert batch.global_crops.shape == (16, 1, 16, 16)
+    assert batch.local_crops is not None
+    assert batch.local_crops.shape == (16, 1, 8, 8)
+
+
+def test_a_registered_augmentation_is_used():
+    class Blank:
+        def __init__(self, cfg: CfgNode) -> None:
+            self.size = cfg.INPUT.GLOBAL_CROPS.SIZE_PX[0]
+
+        def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+            return [torch.full((1, self.size, self.size), v, dtype=torch.uint8) for v in (1, 2)], []
+
+    AUGMENTATION_REGISTRY.register("Blank", Blank)
+    try:
+        batch = _batches(_cfg("INPUT.AUGMENTATION=Blank"), 1)[0]
+    finally:
+        del AUGMENTATION_REGISTRY._obj_map["Blank"]
+    assert batch.global_crops[:, 0, 0, 0].tolist() == [1] * 8 + [2] * 8
+    assert batch.local_crops is None
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 7 worker")  # the number is honoured, not capped
+def test_worker_options():
+    plain = build_train_loader(_cfg())
+    assert plain.num_workers == 0
+    assert not plain.pin_memory
+    workers = build_train_loader(_cfg("DATALOADER.NUM_WORKERS=7", "DATALOADER.PREFETCH_FACTOR=3", "MODEL.DEVICE=cuda"))
+    assert (workers.num_workers, workers.prefetch_factor) == (7, 3)
+    assert workers.persistent_workers
+    assert workers.pin_memory
+
+
+def test_what_workers_get_can_be_pickled():
+    """Where processes are spawned, not forked, everything travels by pickle."""
+    for loader in (build_train_loader(_cfg()), build_test_loader(_cfg(), "digits:split=test")):
+        dataset, collate = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+        batch, expected = collate([dataset[3], dataset[4]]), loader.collate_fn([loader.dataset[3], loader.dataset[4]])
+        assert all(
+            torch.equal(value, getattr(expected, name))
+            for name, value in vars(batch).items()
+            if isinstance(value, torch.Tensor)
+        )
+
+
+# ---- training: errors
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused():
+    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH 8 is global and must be divisible by the 3 proc"):
+        build_train_loader(_cfg(), rank=0, world_size=3)
+
+
+def test_no_dataset_is_refused():
+    cfg = _cfg()
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="No dataset is named"):
+        build_train_loader(cfg)
+
+
+def test_an_unknown_augmentation_names_the_closest():
+    with pytest.raises(KeyError, match=r"'MultiCrops' in the AUGMENTATION registry \(did you mean 'MultiCrop'\?\)"):
+        build_train_loader(_cfg("INPUT.AUGMENTATION=MultiCrops"))
+
+
+@pytest.mark.parametrize("failing", ["mode"], indirect=True)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_cannot_be_augmented_is_named_with_its_position(failing: CfgNode, num_workers: int):
+    failing.DATALOADER.NUM_WORKERS = num_workers
+    position = next(p for p in range(2) if TrainingSampler(2, 0).index_at(p) == 1)
+    with pytest.raises(RuntimeError, match=rf"archive\.tar/1\.jpg \(position {position} of the stream\) failed: .*LAB"):
+        _batches(failing, 1)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="TrainingStream loads outside its try: only augmentation errors are located",
+)
+@pytest.mark.parametrize("failing", ["load"], indirect=True)
+def test_an_image_that_cannot_be_loaded_is_named_with_its_position(failing: CfgNode):
+    with pytest.raises(RuntimeError, match="the archive is damaged") as error:
+        _batches(failing, 1)
+    assert "archive.tar/1.jpg" in str(error.value)
+    assert "position" in str(error.value)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="EvaluationImages does not say which image a transform failed on"
+)
+@pytest.mark.parametrize("failing", ["mode"], indirect=True)
+def test_an_evaluation_image_that_cannot_be_converted_is_named(failing: CfgNode):
+    with pytest.raises((ValueError, RuntimeError), match="LAB") as error:
+        list(build_test_loader(failing, "failing"))
+    assert "archive.tar/1.jpg" in str(error.value)
+
+
+def test_a_damaged_file_is_named_by_a_worker_too(tmp_path: Path):
+    (tmp_path / "1.jpg").write_bytes(b"no image")
+    cfg = _cfg(f"DATASETS.TRAIN=folder:{tmp_path}", "DATALOADER.NUM_WORKERS=1")
+    with pytest.raises(OSError, match=rf"{tmp_path}/1\.jpg is not a readable image"):
+        _batches(cfg, 1)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="SEED -1 passes build_train_loader; the first batch then blames an image: Augmenting synthetic[2] (position 0 "
+    "of the stream) failed: Python integer -1 out of bounds for uint64",
+)
+def test_a_seed_that_nobody_drew_is_refused():
+    with pytest.raises(ValueError, match="SEED"):
+        _batches(_cfg("SEED=-1", "SOLVER.IMS_PER_BATCH=1"), 1)
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1, 7, 8])
+def test_every_test_image_once_over_all_ranks(size: int, world_size: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    cfg, name = _cfg(), f"synthetic:num_images={size}:num_classes=3:size=20"
+    dataset, transform = Synthetic(num_images=size, num_classes=3, size=20), CenterCropTransform("RGB", 16, (16, 16))
+    seen = []
+    for rank in range(world_size):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        for batch in build_test_loader(cfg, name):
+            assert 1 <= len(batch) <= max(1, 4 // world_size)
+            seen += batch.indices.tolist()
+            assert batch.labels.tolist() == [i % 3 for i in batch.indices.tolist()]
+            for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
+                assert torch.equal(image, transform(dataset.load(index)))
+    assert seen == list(range(size))
+
+
+def test_test_loader_with_workers_and_without_labels(tmp_path: Path):
+    for i in range(5):
+        Image.new("RGB", (20, 30), (i, i, i)).save(tmp_path / f"{i}.png")
+    cfg = _cfg("DATALOADER.NUM_WORKERS=2", "INPUT.TEST.CROP_SIZE_PX=(8, 12)")
+    batches = list(build_test_loader(cfg, f"folder:{tmp_path}"))
+    assert [len(b) for b in batches] == [4, 1]
+    assert all(b.labels is None for b in batches)
+    images = torch.cat([b.images for b in batches])
+    assert images.shape == (5, 3, 8, 12)
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_several_test_strings_are_one_dataset():
+    names = ("synthetic:num_images=2:size=20", "synthetic:num_images=3:size=24:seed=1")
+    loader = build_test_loader(_cfg(), names)
+    assert len(loader.dataset) == 5  # type: ignore[arg-type]
+    assert torch.cat([b.indices for b in loader]).tolist() == [0, 1, 2, 3, 4]
