@@ -191,10 +191,12 @@ class CenterCropTransform:
 
         image = to_format(image, self.image_format)
         rows, columns = self.crop_size
-        shorter = self.resize_px or min(image.height, image.width)
-        factor = shorter / min(image.height, image.width)
-        factor = max(factor, rows / image.height, columns / image.width)
-        size = [max(rows, round(image.height * factor)), max(columns, round(image.width * factor))]
+        size = [image.height, image.width]
+        if self.resize_px:  # the longer side is cut to whole pixels, as torchvision's Resize does
+            size = [int(self.resize_px * side / min(size)) for side in size]
+        factor = max(rows / size[0], columns / size[1])
+        if factor > 1:
+            size = [max(rows, round(size[0] * factor)), max(columns, round(size[1] * factor))]
         if size != [image.height, image.width]:
             image = F.resize(image, size, InterpolationMode.BICUBIC)
         return pil_to_tensor(F.center_crop(image, [rows, columns]))
@@ -202,13 +204,14 @@ class CenterCropTransform:
 
 def to_format(image: Any, image_format: str) -> Any:
     """Convert a PIL image to "RGB" or "L"; transparent pixels are laid on black, 16-bit greys scaled to 8 bit."""
-    if image.mode == image_format:
+    has_transparency = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    if image.mode == image_format and not has_transparency:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         from PIL import Image
 
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    elif has_transparency:
         from PIL import Image
 
         image = image.convert("RGBA")

@@ -30,12 +30,13 @@ class TrainingStream(Dataset[CropSample]):
 
     def __getitem__(self, position: int) -> CropSample:
         index = self.sampler.index_at(position)
-        image = self.dataset.load(index)
         try:
-            crops = self.augmentation(image, position_rng(self.seed, position, CROPS))
+            crops = self.augmentation(self.dataset.load(index), position_rng(self.seed, position, CROPS))
+        except OSError:
+            raise  # names its file
         except Exception as error:
             raise RuntimeError(
-                f"Augmenting {self.dataset.describe(index)} (position {position} of the stream) failed: {error}"
+                f"Loading or augmenting {self.dataset.describe(index)} (position {position} of the stream) failed: {error}"
             ) from error
         return CropSample(position, *crops)
 
@@ -51,8 +52,12 @@ class EvaluationImages(Dataset[LabelledImage]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> LabelledImage:
-        sample = self.dataset[index]
-        return LabelledImage(self.transform(sample.image), sample.label, index)
+        try:
+            return LabelledImage(self.transform(self.dataset.load(index)), self.dataset.label(index), index)
+        except OSError:
+            raise  # names its file
+        except Exception as error:
+            raise RuntimeError(f"Loading or cropping {self.dataset.describe(index)} failed: {error}") from error
 
 
 def build_mask_plan(cfg: CfgNode) -> MaskPlan | None:
@@ -81,8 +86,10 @@ def build_train_loader(
         rank, world_size: default to those of the process group.
 
     Raises:
-        ValueError, KeyError, FileNotFoundError: if a dataset cannot be made, or the batch cannot be divided.
+        ValueError, KeyError, FileNotFoundError: if a dataset cannot be made, the batch cannot be divided, or SEED is -1.
     """
+    if cfg.SEED < 0:
+        raise ValueError(f"A training loader needs a seed >= 0, got SEED {cfg.SEED}; default_setup draws one for -1.")
     dataset = build_datasets(cfg.DATASETS.TRAIN)
     sampler = TrainingSampler(len(dataset), cfg.SEED)
     augmentation = AUGMENTATION_REGISTRY.get(cfg.INPUT.AUGMENTATION)(cfg)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
 from dinoengine.utils.registry import Registry, UnknownNameError, suggest
@@ -107,6 +107,8 @@ def build_dataset(text: str) -> ImageDataset:
         return DatasetCatalog.get(text)
     name, _, rest = text.partition(":")
     if name not in DATASET_REGISTRY:
+        if name in DatasetCatalog:
+            raise ValueError(f"Dataset {name!r} was registered without parameters, so it takes no keys; got {text!r}.")
         known = [*DATASET_REGISTRY.names(), *DatasetCatalog.list()]
         hint = suggest(name, known)
         if not hint and ("/" in text or text.startswith(("~", "."))):
@@ -164,6 +166,7 @@ def _parse_arguments(text: str, rest: str, builder: Callable[..., ImageDataset])
 
 
 def _typed(value: str, kind: Any, key: str, text: str) -> Any:
+    kind = next((k for k in get_args(kind) if k is not type(None)), kind)  # `int | None` takes an int
     try:
         if kind is bool:
             return {"true": True, "false": False}[value.lower()]

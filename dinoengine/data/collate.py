@@ -43,7 +43,14 @@ class SSLCollate:
         local_crops = None
         if num_local:
             local_crops = torch.stack([s.local_crops[view] for view in range(num_local) for s in samples])
-        masks = None if self.mask_plan is None else torch.from_numpy(self.mask_plan.masks(positions))
+        masks = None
+        if self.mask_plan is not None:
+            if self.mask_plan.num_views != num_global:
+                raise ValueError(
+                    f"The augmentation makes {num_global} global views, but masks are planned for "
+                    f"{self.mask_plan.num_views}; set MODEL.LOSS.IBOT_WEIGHT 0 or make as many views."
+                )
+            masks = torch.from_numpy(self.mask_plan.masks(positions))
         return SSLBatch(
             global_crops=global_crops,
             local_crops=local_crops,

@@ -40,6 +40,8 @@ class ImageDataset(abc.ABC):
         return self.class_names is not None
 
     def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):  # also what ends a for loop over a dataset
+            raise IndexError(f"Index {index} is out of range: there are images 0..{len(self) - 1}.")
         return Sample(self.load(index), self.label(index))
 
 
@@ -53,6 +55,8 @@ class ConcatImageDataset(ImageDataset):
         self.class_names = names if all(d.class_names == names for d in self.datasets) else None
 
     def _locate(self, index: int) -> tuple[ImageDataset, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} is out of range: there are images 0..{len(self) - 1}.")
         which = bisect.bisect_right(self._ends, index)
         return self.datasets[which], index - (self._ends[which - 1] if which else 0)
 

@@ -59,11 +59,12 @@ class BlockMasking:
     def _add_block(self, mask: np.ndarray, missing: int, rng: np.random.Generator) -> int:
         """Try to add one block of at most ``missing`` new cells in place; returns how many it added."""
         rows, columns = self.grid
-        log_aspect = math.log(self.min_aspect)
-        largest = max(self.min_block_patches, min(missing, self.max_block_patches))
+        widest = abs(math.log(self.min_aspect))
+        # With few cells to go the limits change places, as published: blocks then get smaller than the smallest.
+        limits = sorted((self.min_block_patches, min(missing, self.max_block_patches)))
         for _ in range(_TRIES_PER_BLOCK):
-            area = rng.uniform(self.min_block_patches, largest)
-            aspect = math.exp(rng.uniform(log_aspect, -log_aspect))
+            area = rng.uniform(*limits)
+            aspect = math.exp(rng.uniform(-widest, widest))
             height = round(math.sqrt(area * aspect))
             width = round(math.sqrt(area / aspect))
             if not (0 < height < rows and 0 < width < columns):

@@ -28,6 +28,11 @@ def _photo(rows: int, columns: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(np.random.default_rng(rows * 1000 + columns).integers(0, 256, shape, dtype=np.uint8))
 
 
+def _all_crops(augmentation: MultiCrop, image: Image.Image, position: int) -> list[torch.Tensor]:
+    global_crops, local_crops = augmentation(image, _rng(position))
+    return global_crops + local_crops
+
+
 def _rng(position: int) -> np.random.Generator:
     return position_rng(0, position, CROPS)
 
@@ -126,12 +131,12 @@ def test_rows_come_before_columns_and_no_local_crops_are_an_empty_list():
 def test_crops_are_a_function_of_image_and_generator():
     augmentation, image = _published(), _photo(40, 50)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-    first = augmentation(image, _rng(5))
+    first = _all_crops(augmentation, image, 5)
     random.random()
     torch.rand(3)
-    again = pickle.loads(pickle.dumps(augmentation))(image, _rng(5))
-    other = augmentation(image, _rng(6))
-    for a, b, c in zip(sum(first, []), sum(again, []), sum(other, []), strict=True):
+    again = _all_crops(pickle.loads(pickle.dumps(augmentation)), image, 5)
+    other = _all_crops(augmentation, image, 6)
+    for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
     random.setstate(states[0])
@@ -156,7 +161,7 @@ def test_every_view_is_the_published_chain_of_torchvision_operations(record: Rec
     augmentation, image = _published(), _photo(40, 50)
     for position in range(12):
         record.clear()
-        crops = sum(augmentation(image, _rng(position)), [])
+        crops = _all_crops(augmentation, image, position)
         views = record.views()
         assert len(views) == len(crops) == 10
         calls = list(record)
@@ -261,7 +266,7 @@ def test_an_operation_that_is_certain_equals_the_class_of_torchvision(settings: 
 def test_grey_images_have_one_channel_and_no_colour_operations(record: Record):
     augmentation = _published("INPUT.FORMAT=L", "INPUT.COLOR_JITTER.PROB=1.0", "INPUT.GRAYSCALE_PROB=1.0")
     for image in (_photo(30, 30, "L"), _photo(30, 30)):
-        crops = sum(augmentation(image, _rng(1)), [])
+        crops = _all_crops(augmentation, image, 1)
         assert {c.shape[0] for c in crops} == {1}
     names = {name for name, _ in record}
     assert {"adjust_brightness", "adjust_contrast", "gaussian_blur"} <= names
@@ -272,8 +277,8 @@ def test_grey_crops_of_a_grey_image_are_those_of_the_same_image_in_colour():
     """Without colour operations both formats draw the same numbers and see the same picture."""
     overrides = ["INPUT.COLOR_JITTER.PROB=0.0", "INPUT.GRAYSCALE_PROB=0.0"]
     grey = _photo(30, 40, "L")
-    in_grey = sum(_published("INPUT.FORMAT=L", *overrides)(grey, _rng(2)), [])
-    in_colour = sum(_published(*overrides)(grey, _rng(2)), [])
+    in_grey = _all_crops(_published("INPUT.FORMAT=L", *overrides), grey, 2)
+    in_colour = _all_crops(_published(*overrides), grey, 2)
     assert all(torch.equal(g.expand_as(c), c) for g, c in zip(in_grey, in_colour, strict=True))
 
 

@@ -90,11 +90,6 @@ def test_an_index_past_the_end_of_a_concatenation_is_an_index_error():
         joined.load(4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AssertionError, IndexError),
-    reason="ConcatImageDataset._locate(-1) finds the last image of the *first* part",
-)
 def test_a_negative_index_of_a_concatenation_is_the_last_image_or_an_error():
     folder_like = Synthetic(num_images=2, size=4), Digits(split="test")
     joined = ConcatImageDataset(folder_like)
@@ -112,16 +107,7 @@ def _folder(root) -> ImageFolder:
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "folder",
-        "digits",
-        pytest.param(
-            "synthetic",
-            marks=pytest.mark.xfail(
-                strict=True, reason="Synthetic has no IndexError past the end, so `for sample in dataset` never ends"
-            ),
-        ),
-    ],
+    ["folder", "digits", "synthetic"],
 )
 def test_iterating_over_a_dataset_ends_after_its_last_image(kind: str, tmp_path):
     make = {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -104,7 +104,7 @@ def test_ranks_together_walk_through_all_positions_in_order(world_size: int):
     ranks = [PositionBatches(8, rank=r, world_size=world_size) for r in range(world_size)]
     for iteration, parts in enumerate(islice(zip(*ranks, strict=True), 10)):
         assert {len(part) for part in parts} == {8 // world_size}
-        assert sum(parts, []) == list(range(8 * iteration, 8 * iteration + 8))
+        assert list(chain(*parts)) == list(range(8 * iteration, 8 * iteration + 8))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
@@ -148,7 +148,7 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 def test_inference_shards_are_contiguous_and_exact(size: int, world_size: int):
     shards = [InferenceSampler(size, rank=r, world_size=world_size) for r in range(world_size)]
     indices = [list(shard) for shard in shards]
-    assert sum(indices, []) == list(range(size))
+    assert list(chain(*indices)) == list(range(size))
     lengths = [len(shard) for shard in shards]
     assert lengths == [len(i) for i in indices]
     assert max(lengths) - min(lengths) <= 1

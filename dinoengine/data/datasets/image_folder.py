@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 import numpy as np
@@ -90,15 +90,16 @@ def _scan(root: str) -> tuple[list[str], Counter[str]]:
     paths: list[str] = []
     others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
-    folders = [root]
+    folders = deque([root])
     while folders:
-        folder = folders.pop()
+        folder = folders.popleft()
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in visited:  # a link to a folder above would never end
             continue
         visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
-            for entry in entries:
+            # Sorted, so that a folder with two names (a link) is always taken under the same one.
+            for entry in sorted(entries, key=lambda e: e.name):
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():

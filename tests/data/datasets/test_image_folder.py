@@ -143,11 +143,6 @@ def test_a_link_to_a_folder_above_ends(tmp_path: Path):
     assert _paths(ImageFolder(str(tmp_path))) == ["a/1.png"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a folder reachable by two names is scanned under the one the file system happens to list last",
-)
 def test_labels_of_a_folder_with_two_names_do_not_depend_on_the_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -211,7 +206,7 @@ def test_a_damaged_file_loads_or_raises_an_os_error_that_names_it(tmp_path: Path
     path = tmp_path / "1.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 10, 3), dtype=np.uint8)).save(path, kind)
     good, dice = path.read_bytes(), random.Random(0)
-    outcomes = set()
+    errors = []
     for trial in range(60):
         data = bytearray(good)
         for _ in range(1 + trial % 12):
@@ -219,11 +214,10 @@ def test_a_damaged_file_loads_or_raises_an_os_error_that_names_it(tmp_path: Path
         path.write_bytes(bytes(data[: dice.randrange(len(data))] if trial % 4 == 0 else data))
         try:
             ImageFolder(str(tmp_path)).load(0)
-            outcomes.add("loaded")
         except OSError as error:
-            assert str(path) in str(error)
-            outcomes.add("named")
-    assert "named" in outcomes
+            errors.append(str(error))
+    assert errors
+    assert all(str(path) in error for error in errors)
 
 
 def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
