@@ -321,7 +321,7 @@ _C.TEST.PRECISE_BN.NUM_ITER = 200
 # Logging
 # ----------------------------------------------------------------------------------------------------------------
 _C.LOG = CN()
-# Iterations between lines of the console, metrics.json and TensorBoard. Does not change results.
+# Iterations between lines of the console, metrics.json and TensorBoard, 1..1000. Does not change results.
 _C.LOG.PERIOD = 20
 # Write TensorBoard events into OUTPUT_DIR.
 _C.LOG.TENSORBOARD = True

@@ -77,7 +77,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
     "LOG.PROFILE_START_ITER": (0, float("inf"), True),
     "LOG.PROFILE_END_ITER": (0, float("inf"), True),
-    "LOG.PERIOD": (1, float("inf"), True),
+    "LOG.PERIOD": (1, 1000, True),
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -78,6 +78,8 @@ class DefaultTrainer(SimpleTrainer):
             setup_logger(distributed_rank=comm.get_rank())
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         data_loader = self.build_train_loader(cfg)  # first: a wrong path is found before the model is built
+        for dataset in cfg.DATASETS.TEST:  # and what only the evaluation needs, before hours of training
+            self.build_evaluator(cfg, dataset)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         super().__init__(

@@ -64,13 +64,7 @@ def knn_accuracy(
         ValueError: if labels are missing.
     """
     if bank.labels is None or queries.labels is None:
-        side = (
-            "training set (TEST.KNN.TRAIN, or DATASETS.TRAIN if that is empty)" if bank.labels is None else "test set"
-        )
-        raise ValueError(
-            f"The k-NN evaluator needs labels, and its {side} has none. Give a labelled dataset, e.g. a folder with one "
-            "sub-folder per class."
-        )
+        raise ValueError(_no_labels("its training set" if bank.labels is None else "the test set"))
     used = {k: min(k, len(bank)) for k in ks}
     if any(k > len(bank) for k in ks):
         log_first_n(
@@ -96,6 +90,20 @@ def knn_accuracy(
         correct += torch.stack([hits[name] for name in names])
     correct = torch.stack(comm.all_gather(correct)).sum(0)
     return {name: 100.0 * count / len(queries) for name, count in zip(names, correct.tolist(), strict=True)}
+
+
+def _no_labels(which: str) -> str:
+    return (
+        f"The k-NN evaluator needs labels, and {which} has none. Give labelled datasets in DATASETS.TEST and "
+        "TEST.KNN.TRAIN (if that is empty, DATASETS.TRAIN), e.g. a folder with one sub-folder per class; or leave "
+        "DATASETS.TEST empty."
+    )
+
+
+def _require_labels(loader: Any, which: str) -> None:
+    images = getattr(loader.dataset, "dataset", None)
+    if not getattr(images, "has_labels", True):
+        raise ValueError(_no_labels(which))
 
 
 class KNNEvaluator(DatasetEvaluator):
@@ -139,10 +147,17 @@ class KNNEvaluator(DatasetEvaluator):
 
 @EVALUATOR_REGISTRY.register("knn")
 def build_knn_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactory) -> DatasetEvaluator:
-    """TEST.KNN; the neighbours come from TEST.KNN.TRAIN, or DATASETS.TRAIN if that is empty."""
+    """TEST.KNN; the neighbours come from TEST.KNN.TRAIN, or DATASETS.TRAIN if that is empty.
+
+    Raises:
+        ValueError: if either dataset has no labels; better now than after the training.
+    """
     knn = cfg.TEST.KNN
+    bank_loader = make_loader(cfg, knn.TRAIN or cfg.DATASETS.TRAIN)
+    _require_labels(bank_loader, f"its training set {list(knn.TRAIN or cfg.DATASETS.TRAIN)}")
+    _require_labels(make_loader(cfg, dataset), f"the test set {dataset!r}")
     return KNNEvaluator(
-        make_loader(cfg, knn.TRAIN or cfg.DATASETS.TRAIN),
+        bank_loader,
         ks=knn.K,
         temperature=knn.TEMPERATURE,
         chunk_size=knn.CHUNK_SIZE,

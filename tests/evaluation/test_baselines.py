@@ -39,7 +39,7 @@ def test_brightness_alone_tells_classes_apart_only_after_centring() -> None:
 
 
 def test_without_labels_it_says_what_is_missing() -> None:
-    with pytest.raises(ValueError, match=r"test set has none\. Give a labelled dataset"):
+    with pytest.raises(ValueError, match=r"the test set has none\. Give labelled datasets"):
         pixel_knn_accuracy(_cfg(), make_loader(torch.eye(2), torch.arange(2)), make_loader(torch.eye(2), None))
 
 

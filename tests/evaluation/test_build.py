@@ -32,19 +32,19 @@ def _knn(evaluators: DatasetEvaluators) -> KNNEvaluator:
 
 def test_knn_takes_its_settings_from_the_config() -> None:
     cfg = _cfg("TEST.KNN.K=(3, 5)", "TEST.KNN.TEMPERATURE=0.5", "TEST.KNN.CHUNK_SIZE=77")
-    evaluator = _knn(build_evaluator(cfg, "unused"))
+    evaluator = _knn(build_evaluator(cfg, "digits:split=test"))
     assert (evaluator.ks, evaluator.temperature, evaluator.chunk_size) == ((3, 5), 0.5, 77)
 
 
 def test_the_defaults_are_the_published_protocol() -> None:
-    evaluator = _knn(build_evaluator(_cfg(), "unused"))
+    evaluator = _knn(build_evaluator(_cfg(), "digits:split=test"))
     assert (evaluator.ks, evaluator.temperature) == ((10, 20, 100, 200), 0.07)
 
 
 def test_neighbours_come_from_knn_train_or_else_from_the_training_set() -> None:
-    assert len(_knn(build_evaluator(_cfg(), "unused")).bank_loader.dataset) == 9
+    assert len(_knn(build_evaluator(_cfg(), "digits:split=test")).bank_loader.dataset) == 9
     cfg = _cfg("TEST.KNN.TRAIN=('synthetic:num_images=4:size=8', 'synthetic:num_images=3:size=8')")
-    assert len(_knn(build_evaluator(cfg, "unused")).bank_loader.dataset) == 7
+    assert len(_knn(build_evaluator(cfg, "digits:split=test")).bank_loader.dataset) == 7
 
 
 def test_a_whole_evaluation_from_config_strings() -> None:
@@ -76,14 +76,14 @@ def test_an_evaluator_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_evaluators_give_no_results() -> None:
-    assert build_evaluator(_cfg("TEST.EVALUATORS=()"), "unused").evaluate() == {}
+    assert build_evaluator(_cfg("TEST.EVALUATORS=()"), "digits:split=test").evaluate() == {}
 
 
 def test_unknown_evaluators_list_the_known() -> None:
     with pytest.raises(
         KeyError, match=r"No 'kn' in the EVALUATOR registry \(did you mean 'knn'\?\).*Registered: .*knn"
     ):
-        build_evaluator(_cfg("TEST.EVALUATORS=kn"), "unused")
+        build_evaluator(_cfg("TEST.EVALUATORS=kn"), "digits:split=test")
 
 
 def test_a_name_can_be_taken_once() -> None:

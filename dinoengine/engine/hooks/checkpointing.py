@@ -86,8 +86,14 @@ class BestCheckpointer(HookBase):
         self._check()
 
     def after_train(self) -> None:
-        if self.trainer.succeeded:
-            self._check()
+        if not self.trainer.succeeded:
+            return
+        self._check()
+        if self._seen_iteration < 0:
+            known = ", ".join(self.trainer.storage.names("eval")) or "none"
+            logger.warning(
+                "%s was never measured, so there is no best checkpoint. Results were: %s.", self.metric, known
+            )
 
     def _check(self) -> None:
         value, iteration = self.trainer.storage.latest().get(self.metric, (math.nan, -1))
