@@ -294,5 +294,7 @@ def _warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.FREEZE_LAST_LAYER_ITERS >= SOLVER.MAX_ITER {total}: the prototypes are never trained."
     if cfg.MODEL.TEACHER.MOMENTUM > cfg.MODEL.TEACHER.MOMENTUM_END:
         yield "MODEL.TEACHER.MOMENTUM is above MOMENTUM_END: the teacher would follow the student ever faster."
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        yield "SOLVER.AMP.ENABLED on the CPU: most CPUs are slower in bf16 than in fp32; measure, or set it to False."
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and cfg.SOLVER.IMS_PER_BATCH == 1:
         yield "KoLeo needs at least two images to compare; with SOLVER.IMS_PER_BATCH 1 its loss is 0."

@@ -21,7 +21,7 @@ DATASET_REGISTRY = Registry("DATASET")
 DATASET_REGISTRY.__doc__ = """Name -> a class or function that returns an ImageDataset.
 
 Its parameters, annotated str, int, float or bool, are the keys of the dataset string; the first one may be given
-without its name.
+without its name if it has no default.
 """
 
 
