@@ -1,5 +1,6 @@
-from dinoengine.config.config import CfgNode, ConfigError, get_cfg
+from dinoengine.config.config import CfgNode, ConfigError
 from dinoengine.config.configurable import configurable
+from dinoengine.config.defaults import get_cfg
 from dinoengine.config.validate import validate
 
 __all__ = ["CfgNode", "ConfigError", "configurable", "get_cfg", "validate"]

@@ -94,13 +94,6 @@ class CfgNode(_YacsCfgNode):
         return yaml.safe_dump(_to_plain(self), sort_keys=False, default_flow_style=None, width=110, **kwargs)
 
 
-def get_cfg() -> CfgNode:
-    """A fresh copy of the default config."""
-    from dinoengine.config.defaults import _C
-
-    return _C.clone()
-
-
 def _load_with_bases(path: str, seen: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     """(file, values) of a config and its bases, in the order they are to be merged."""
     path = os.path.abspath(os.path.expanduser(path))

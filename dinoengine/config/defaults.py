@@ -330,3 +330,8 @@ _C.LOG.PROGRESS_BAR = True
 # Record a profiler trace into OUTPUT_DIR/profile for iterations START..END-1 of the run; off when END is 0.
 _C.LOG.PROFILE_START_ITER = 0
 _C.LOG.PROFILE_END_ITER = 0
+
+
+def get_cfg() -> CN:
+    """A fresh copy of the defaults, to merge a file and overrides into."""
+    return _C.clone()
