@@ -42,13 +42,14 @@ def parse_defaults(source: str) -> list[Entry]:
 
 
 def _comment_above(lines: list[str], index: int) -> str:
-    """The comment block that ends above line ``index``; group lines (``_C.X = CN()``) in between are passed over."""
-    index -= 1
-    while index >= 0 and lines[index].endswith("= CN()"):
-        index -= 1
+    """The comment that ends above line ``index``, with that of its group (``_C.X = CN()``) in front for a first key."""
     block: list[str] = []
-    while index >= 0 and lines[index].startswith("#") and not lines[index].startswith("# ---"):
-        block.insert(0, lines[index].lstrip("# "))
+    index -= 1
+    while index >= 0 and (lines[index].startswith("#") or lines[index].endswith("= CN()")):
+        if lines[index].startswith("# ---"):
+            break
+        if lines[index].startswith("#"):
+            block.insert(0, lines[index].lstrip("# "))
         index -= 1
     return " ".join(block)
 

@@ -74,6 +74,8 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     with exit_on_user_error():
         if args.resume:
             raise ValueError("plain_train_net.py cannot --resume: it saves no optimizer. Use train_net.py.")
+        if cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.NUM_MICRO_BATCHES > 1:
+            raise ValueError("plain_train_net.py has no SOLVER.AMP and no SOLVER.NUM_MICRO_BATCHES. Use train_net.py.")
         cfg = default_setup(cfg, args)
         if args.eval_only:
             model = SSLTrainer.build_model(cfg)

@@ -128,7 +128,6 @@ def _worker_options(cfg: CfgNode) -> dict[str, Any]:
     options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": cfg.MODEL.DEVICE == "cuda"}
     if num_workers:
         options |= {
-            "persistent_workers": True,
             "prefetch_factor": cfg.DATALOADER.PREFETCH_FACTOR,
             "worker_init_fn": _init_worker,
         }

@@ -139,6 +139,10 @@ class DefaultTrainer(SimpleTrainer):
             self.check_expected_results(self.cfg, self.last_results)
         return self.last_results
 
+    def after_train(self, error: BaseException | None = None) -> None:
+        self._data_iterator = None  # its workers would idle through the final evaluation
+        super().after_train(error)
+
     def build_hooks(self) -> list[HookBase | None]:
         """The hooks of a run, in the order they are called. Override to add or replace; writers stay last."""
         cfg = self.cfg
