@@ -212,10 +212,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return data
 
 
-def periodic_checkpoints(save_dir: str) -> list[str]:
-    """Paths of the ``model_<iteration>.pth`` files of a run, oldest first."""
-    names = sorted(n for n in os.listdir(save_dir) if re.fullmatch(r"model_\d{7,}\.pth", n))
-    return [os.path.join(save_dir, name) for name in names]
+def periodic_checkpoints(save_dir: str) -> dict[int, str]:
+    """Iteration -> path of the ``model_<iteration>.pth`` files of a folder, in order of the iteration."""
+    found = {int(m[1]): m[0] for name in os.listdir(save_dir) if (m := re.fullmatch(r"model_(\d{7,})\.pth", name))}
+    return {iteration: os.path.join(save_dir, found[iteration]) for iteration in sorted(found)}
 
 
 def _first_line(error: Exception) -> str:

@@ -201,7 +201,7 @@ def test_periodic_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
         "x.pth",
     ):
         (tmp_path / name).touch()
-    assert [os.path.basename(p) for p in periodic_checkpoints(str(tmp_path))] == [
+    assert [os.path.basename(p) for p in periodic_checkpoints(str(tmp_path)).values()] == [
         "model_0000002.pth",
         "model_0000010.pth",
     ]

@@ -26,7 +26,8 @@ class PeriodicCheckpointer(HookBase):
         Args:
             period: iterations; 0 saves only at the end.
             max_to_keep: periodic files kept, the newest; 0 keeps all. What counts is the folder, so it holds across
-                resumes. model_final and model_best are not touched.
+                resumes. Files of later iterations, left behind by a run that went back to an earlier checkpoint, count
+                as the oldest. model_final and model_best are not touched.
         """
         self.checkpointer = checkpointer
         self.period = period
@@ -37,10 +38,16 @@ class PeriodicCheckpointer(HookBase):
         if self.period and done % self.period == 0:
             self._save(f"model_{self.trainer.iter:07d}")
             if self.max_to_keep and comm.is_main_process():
-                for path in periodic_checkpoints(self.checkpointer.save_dir)[: -self.max_to_keep]:
-                    os.remove(path)
+                self._remove_old()
         if done >= self.trainer.max_iter:
             self._save("model_final")
+
+    def _remove_old(self) -> None:
+        by_iteration = periodic_checkpoints(self.checkpointer.save_dir)
+        left_behind = [path for iteration, path in by_iteration.items() if iteration > self.trainer.iter]
+        of_this_run = [path for iteration, path in by_iteration.items() if iteration <= self.trainer.iter]
+        for path in (left_behind + of_this_run)[: -self.max_to_keep]:
+            os.remove(path)
 
     def _save(self, name: str) -> None:
         self.trainer.flush_metrics()  # the metric history in the checkpoint then reaches its iteration
@@ -70,17 +77,24 @@ class BestCheckpointer(HookBase):
         self.mode = mode
         self._seen_iteration = -1
 
+    def before_train(self) -> None:
+        # After a resume the storage holds old values: they were judged when they were measured.
+        self._seen_iteration = self._latest()[1]
+
     @property
     def _record_path(self) -> str:
         return os.path.join(self.checkpointer.save_dir, "model_best.json")
 
     def best(self) -> tuple[float, int] | None:
-        """(value, iteration) of the best so far, or None."""
+        """(value, iteration) of the best of this metric so far, or None."""
         if not os.path.exists(self._record_path):
             return None
         with open(self._record_path, encoding="utf-8") as file:
             record = json.load(file)
-        return record["value"], record["iteration"]
+        return (record["value"], record["iteration"]) if record["metric"] == self.metric else None
+
+    def _latest(self) -> tuple[float, int]:
+        return self.trainer.storage.latest().get(self.metric, (math.nan, -1))
 
     def after_step(self) -> None:
         self._check()
@@ -96,7 +110,7 @@ class BestCheckpointer(HookBase):
             )
 
     def _check(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self.metric, (math.nan, -1))
+        value, iteration = self._latest()
         if iteration == self._seen_iteration:
             return
         self._seen_iteration = iteration

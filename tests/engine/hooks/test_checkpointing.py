@@ -51,6 +51,14 @@ def test_max_to_keep_holds_across_a_resume(tmp_path: Path) -> None:
     assert _files(tmp_path) == ["model_0000007.pth", "model_0000009.pth", "model_final.pth"]
 
 
+def test_going_back_to_an_earlier_checkpoint_keeps_what_is_saved_from_there(tmp_path: Path) -> None:
+    _run(tmp_path, 0, 10, period=2, max_to_keep=2)
+    _run(tmp_path, 2, 4, period=2, max_to_keep=2)  # iterations 7 and 9 are there from before
+    assert _files(tmp_path) == ["model_0000003.pth", "model_0000009.pth", "model_final.pth"]
+    _run(tmp_path, 4, 6, period=2, max_to_keep=2)
+    assert _files(tmp_path) == ["model_0000003.pth", "model_0000005.pth", "model_final.pth"]
+
+
 def test_nothing_final_after_an_error(tmp_path: Path) -> None:
     trainer = IdleTrainer(fail_at=3)
     trainer.register_hooks([hooks.PeriodicCheckpointer(Checkpointer(ToyModel(), str(tmp_path)), 2)])
@@ -105,10 +113,28 @@ def test_one_evaluation_is_judged_once(tmp_path: Path) -> None:
     trainer = IdleTrainer()
     checkpointer = Checkpointer(ToyModel(), str(tmp_path))
     hook = hooks.BestCheckpointer(checkpointer, "m")
-    trainer.register_hooks([hooks.CallbackHook(before_train=lambda t: t.storage.put_scalar("m", 1.0)), hook])
+    put_once = hooks.CallbackHook(after_step=lambda t: t.storage.put_scalar("m", 1.0) if t.iter == 0 else None)
+    trainer.register_hooks([put_once, hook])
     trainer.train(0, 3)
     assert hook.best() == (1.0, 0)
     assert torch.load(tmp_path / "model_best.pth")["iteration"] == 0
+
+
+def test_a_restored_value_is_no_new_measurement(tmp_path: Path) -> None:
+    """After a resume the weights are not those that an old value was measured on."""
+    trainer = IdleTrainer()
+    trainer.storage.iter = 4
+    trainer.storage.put_scalar("m", 9.0)
+    hook = hooks.BestCheckpointer(Checkpointer(ToyModel(), str(tmp_path)), "m")
+    trainer.register_hooks([hook])
+    trainer.train(5, 7)
+    assert hook.best() is None
+    assert _files(tmp_path) == []
+
+
+def test_the_record_of_another_metric_does_not_compete(tmp_path: Path) -> None:
+    (tmp_path / "model_best.json").write_text(json.dumps({"metric": "loss", "value": 99.0, "iteration": 3}))
+    assert _best(tmp_path, [5.0]) == [0]
 
 
 def test_a_wrong_mode_is_refused(tmp_path: Path) -> None:
