@@ -7,7 +7,7 @@ from dinoengine.evaluation.evaluator import (
     inference_on_dataset,
 )
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features, extract_pixels
-from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
+from dinoengine.evaluation.knn import KNNEvaluator, class_names, knn_accuracy, knn_scores, labels_by_name
 from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format, results_table, verify_results
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Features",
     "KNNEvaluator",
     "build_evaluator",
+    "class_names",
     "extract_features",
     "extract_pixels",
     "flatten_results_dict",
@@ -25,6 +26,7 @@ __all__ = [
     "inference_on_dataset",
     "knn_accuracy",
     "knn_scores",
+    "labels_by_name",
     "pixel_knn_accuracy",
     "print_csv_format",
     "results_table",

@@ -38,7 +38,7 @@ class DatasetEvaluator:
         """Take in one batch (on the model's device) and what the model returned for it."""
 
     def evaluate(self) -> Results | None:
-        """Results as ``{task: {metric: value}}``; may be None on other ranks than 0."""
+        """Results as ``{task: {metric: value}}``; those of rank 0 count, the other ranks may return None."""
         return None
 
 
@@ -98,7 +98,7 @@ def inference_on_dataset(
         data_loader: this rank's part of the dataset, with ``len``.
 
     Returns:
-        The evaluator's results; an empty dict where it has none.
+        The evaluator's results on rank 0, the same on every rank; an empty dict if it has none.
     """
     if not isinstance(evaluator, DatasetEvaluator):
         evaluator = DatasetEvaluators(evaluator)
@@ -121,7 +121,8 @@ def inference_on_dataset(
                 eta = datetime.timedelta(seconds=int(remaining))
                 log_every_n_seconds(logging.INFO, f"Evaluating ... about {eta} left", 10, name=__name__, key="progress")
     began = time.perf_counter()
-    results = evaluator.evaluate() or {}
+    # What follows from results (a table, a best checkpoint, an exit code) must be decided alike on all ranks.
+    results: Results = comm.broadcast_object(evaluator.evaluate() or {})
     logger.info(
         "Evaluated %d images on %d process(es) in %.1f s (forward %.1f s, metrics %.1f s).",
         sum(comm.all_gather(num_images)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,10 @@ class Features:
 
     def __len__(self) -> int:
         return self.features.shape[0]
+
+    def relabelled(self, names: Sequence[int]) -> Features:
+        """The same rows with label i called ``names[i]``."""
+        return Features(self.features, None if self.labels is None else torch.tensor(names)[self.labels])
 
 
 class FeatureCollector:

@@ -100,10 +100,35 @@ def _no_labels(which: str) -> str:
     )
 
 
-def _require_labels(loader: Any, which: str) -> None:
-    images = getattr(loader.dataset, "dataset", None)
-    if not getattr(images, "has_labels", True):
+def class_names(loader: Any, which: str) -> list[str]:
+    """The class names of a test loader's dataset; ``which`` says what it is if there are none (ValueError)."""
+    names: list[str] | None = loader.dataset.dataset.class_names
+    if names is None:
         raise ValueError(_no_labels(which))
+    return names
+
+
+def labels_by_name(bank_names: Sequence[str], query_names: Sequence[str]) -> list[int]:
+    """The label each class of the bank has in the query set; classes unknown there get numbers above its own.
+
+    Labels count the classes of their own dataset, so a folder that lacks a class numbers the others differently.
+
+    Raises:
+        ValueError: if they have no class in common.
+    """
+    index = {name: i for i, name in enumerate(query_names)}
+    if not index.keys() & set(bank_names):
+        raise ValueError(
+            f"The k-NN training set (classes {_some(bank_names)}) and the test set (classes {_some(query_names)}) have no "
+            "class in common, so no answer could be right. Their first-level folders must have the same names."
+        )
+    if only_in_queries := sorted(index.keys() - set(bank_names)):
+        logger.warning("No k-NN training image has the class(es) %s of the test set.", _some(only_in_queries))
+    return [index.setdefault(name, len(index)) for name in bank_names]
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class KNNEvaluator(DatasetEvaluator):
@@ -116,12 +141,15 @@ class KNNEvaluator(DatasetEvaluator):
         ks: Sequence[int] = (10, 20, 100, 200),
         temperature: float = 0.07,
         chunk_size: int = 1024,
+        bank_labels: Sequence[int] | None = None,
     ) -> None:
         """
         Args:
             bank_loader: ImageBatch of this rank's part of the labelled training set.
+            bank_labels: what each label of the bank is called in the query set; None if they agree.
         """
         self.bank_loader = bank_loader
+        self.bank_labels = bank_labels
         self.ks = ks
         self.temperature = temperature
         self.chunk_size = chunk_size
@@ -130,6 +158,8 @@ class KNNEvaluator(DatasetEvaluator):
 
     def prepare(self, model: nn.Module) -> None:
         self._bank = extract_features(model, self.bank_loader)
+        if self.bank_labels is not None:
+            self._bank = self._bank.relabelled(self.bank_labels)
 
     def reset(self) -> None:
         self._queries = FeatureCollector()
@@ -150,15 +180,16 @@ def build_knn_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactory) 
     """TEST.KNN; the neighbours come from TEST.KNN.TRAIN, or DATASETS.TRAIN if that is empty.
 
     Raises:
-        ValueError: if either dataset has no labels; better now than after the training.
+        ValueError: if either dataset has no labels, or they share no class; better now than after the training.
     """
     knn = cfg.TEST.KNN
     bank_loader = make_loader(cfg, knn.TRAIN or cfg.DATASETS.TRAIN)
-    _require_labels(bank_loader, f"its training set {list(knn.TRAIN or cfg.DATASETS.TRAIN)}")
-    _require_labels(make_loader(cfg, dataset), f"the test set {dataset!r}")
+    bank_names = class_names(bank_loader, f"its training set {list(knn.TRAIN or cfg.DATASETS.TRAIN)}")
+    query_names = class_names(make_loader(cfg, dataset), f"the test set {dataset!r}")
     return KNNEvaluator(
         bank_loader,
         ks=knn.K,
         temperature=knn.TEMPERATURE,
         chunk_size=knn.CHUNK_SIZE,
+        bank_labels=labels_by_name(bank_names, query_names),
     )

@@ -16,6 +16,8 @@ from dinoengine.evaluation import (
 )
 from tests.evaluation.fakes import identity_features
 
+TEST = "synthetic:num_images=6:num_classes=3:size=8:seed=1"
+
 
 def _cfg(*overrides: str) -> CfgNode:
     cfg = get_cfg()
@@ -32,19 +34,21 @@ def _knn(evaluators: DatasetEvaluators) -> KNNEvaluator:
 
 def test_knn_takes_its_settings_from_the_config() -> None:
     cfg = _cfg("TEST.KNN.K=(3, 5)", "TEST.KNN.TEMPERATURE=0.5", "TEST.KNN.CHUNK_SIZE=77")
-    evaluator = _knn(build_evaluator(cfg, "digits:split=test"))
+    evaluator = _knn(build_evaluator(cfg, TEST))
     assert (evaluator.ks, evaluator.temperature, evaluator.chunk_size) == ((3, 5), 0.5, 77)
 
 
 def test_the_defaults_are_the_published_protocol() -> None:
-    evaluator = _knn(build_evaluator(_cfg(), "digits:split=test"))
+    evaluator = _knn(build_evaluator(_cfg(), TEST))
     assert (evaluator.ks, evaluator.temperature) == ((10, 20, 100, 200), 0.07)
 
 
 def test_neighbours_come_from_knn_train_or_else_from_the_training_set() -> None:
-    assert len(_knn(build_evaluator(_cfg(), "digits:split=test")).bank_loader.dataset) == 9
-    cfg = _cfg("TEST.KNN.TRAIN=('synthetic:num_images=4:size=8', 'synthetic:num_images=3:size=8')")
-    assert len(_knn(build_evaluator(cfg, "digits:split=test")).bank_loader.dataset) == 7
+    assert len(_knn(build_evaluator(_cfg(), TEST)).bank_loader.dataset) == 9
+    cfg = _cfg(
+        "TEST.KNN.TRAIN=('synthetic:num_images=4:num_classes=3:size=8', 'synthetic:num_images=3:num_classes=3:size=8')"
+    )
+    assert len(_knn(build_evaluator(cfg, TEST)).bank_loader.dataset) == 7
 
 
 def test_a_whole_evaluation_from_config_strings() -> None:
@@ -69,21 +73,21 @@ def test_an_evaluator_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EVALUATOR_REGISTRY, "_obj_map", dict(EVALUATOR_REGISTRY._obj_map))
     EVALUATOR_REGISTRY.register("mine", build_mine)
     cfg = _cfg("TEST.EVALUATORS=('mine', 'knn')")
-    built = build_evaluator(cfg, "digits:split=test")
+    built = build_evaluator(cfg, TEST)
     assert [type(e).__name__ for e in built.evaluators] == ["Mine", "KNNEvaluator"]
-    assert asked == [(("mine", "knn"), "digits:split=test", 5)]
+    assert asked == [(("mine", "knn"), TEST, 5)]
     assert built.evaluators[0].evaluate() == {"mine": {"answer": 42.0}}
 
 
 def test_no_evaluators_give_no_results() -> None:
-    assert build_evaluator(_cfg("TEST.EVALUATORS=()"), "digits:split=test").evaluate() == {}
+    assert build_evaluator(_cfg("TEST.EVALUATORS=()"), TEST).evaluate() == {}
 
 
 def test_unknown_evaluators_list_the_known() -> None:
     with pytest.raises(
         KeyError, match=r"No 'kn' in the EVALUATOR registry \(did you mean 'knn'\?\).*Registered: .*knn"
     ):
-        build_evaluator(_cfg("TEST.EVALUATORS=kn"), "digits:split=test")
+        build_evaluator(_cfg("TEST.EVALUATORS=kn"), TEST)
 
 
 def test_a_name_can_be_taken_once() -> None:
