@@ -46,8 +46,12 @@ def koleo_loss(features: Tensor, group_size: int = 0) -> Tensor:
             return x.sum() * 0.0
         groups = x.reshape(-1, group_size, x.shape[-1])
         with torch.no_grad():
-            similarity = groups @ groups.transpose(1, 2)  # [groups, group, group]
-            similarity.diagonal(dim1=1, dim2=2).fill_(-2.0)  # below any cosine
-            nearest = similarity.argmax(-1, keepdim=True).expand_as(groups)
+            # Distances around the mean: early in training all points are close together, and a product of the points
+            # themselves (1 - tiny), in TF32 as on CUDA, could not tell the neighbours apart.
+            centred = groups - groups.mean(1, keepdim=True)
+            squares = centred.square().sum(-1)
+            score = 2 * centred @ centred.transpose(1, 2) - squares.unsqueeze(1)  # [groups, group, group]
+            score.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # nearest: the largest 2 x.y - |y|^2
+            nearest = score.argmax(-1, keepdim=True).expand_as(groups)
         distance = torch.linalg.vector_norm(groups - groups.gather(1, nearest), dim=-1).flatten()
         return -(distance[first : first + num_local] + EPS).log().mean()

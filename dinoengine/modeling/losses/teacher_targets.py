@@ -35,12 +35,16 @@ class Centering(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
-        """center = momentum * center + (1 - momentum) * mean of the rows of all ranks; unchanged without rows."""
+        """center = momentum * center + (1 - momentum) * mean of the rows of all ranks.
+
+        Unchanged without rows, and where they are not finite: that step is skipped, and a NaN would stay for ever.
+        """
         rows = at_least_fp32(logits)
         total = comm.all_reduce_sum(torch.cat((rows.sum(0), rows.new_full((1,), rows.shape[0]))))
         mean = (total[:-1] / total[-1].clamp(min=1)).to(self.center.dtype)
-        has_rows = (total[-1] > 0).to(self.center.dtype)  # a tensor: no host synchronisation
-        self.center.lerp_(mean.unsqueeze(0), (1 - self.momentum) * has_rows)
+        is_usable = (total[-1] > 0) & torch.isfinite(total).all()  # a tensor: no host synchronisation
+        updated = torch.lerp(self.center, mean.unsqueeze(0), 1 - self.momentum)
+        self.center.copy_(torch.where(is_usable, updated, self.center))
 
 
 class SinkhornKnopp(nn.Module):

@@ -73,3 +73,13 @@ def test_half_precision_and_autocast_are_computed_in_fp32() -> None:
 def test_a_group_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="KOLEO_GROUP_SIZE 4 does not divide the 6 images"):
         koleo_loss(_features(), 4)
+
+
+def test_neighbours_are_found_where_all_points_are_close() -> None:
+    """As early in training: in fp32 the products of the points themselves differ by less than their rounding."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.ones(64, 16) + 3e-4 * torch.randn(64, 16, generator=generator)
+    exact = torch.nn.functional.normalize(points.double(), dim=-1)
+    distances = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist") + 9 * torch.eye(64)
+    expected = -(distances.min(1).values + 1e-8).log().mean()
+    torch.testing.assert_close(koleo_loss(points).double(), expected, rtol=1e-3, atol=0)

@@ -111,3 +111,14 @@ def test_kinds_are_chosen_by_name() -> None:
     assert sinkhorn.num_iters == 2
     with pytest.raises(ValueError, match="must be 'centering' or 'sinkhorn_knopp', got 'x'"):
         build_targets("x", 7, center_momentum=0.5, sinkhorn_iters=2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_does_not_touch_the_centre(bad: float) -> None:
+    centering = Centering(2)
+    centering.update(torch.tensor([[1.0, 3.0]]))
+    before = centering.center.clone()
+    centering.update(torch.tensor([[1.0, bad]]))
+    assert torch.equal(centering.center, before)
+    centering.update(torch.tensor([[1.0, 3.0]]))
+    torch.testing.assert_close(centering.center, before * 1.9)
