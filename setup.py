@@ -37,7 +37,15 @@ setup(
         "PyYAML",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tabulate", "types-tqdm"],
+        "test": [
+            "pytest>=8",
+            "hypothesis",
+            "ruff==0.17.5",
+            "mypy==2.4.1",
+            "types-PyYAML",
+            "types-tabulate",
+            "types-tqdm",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

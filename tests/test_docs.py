@@ -36,7 +36,7 @@ def test_all_examples_train_together(clean_registries, tmp_path):
     assert len(blocks) == 7
     script, *parts = blocks
     namespace: dict = {"__name__": "example"}
-    for block in [*parts, script.replace("SSLTrainer(cfg)", "MyTrainer(cfg)")]:
+    for block in [*parts, script.replace("run_command(SSLTrainer)", "run_command(MyTrainer)")]:
         exec(compile(block, "docs/extending.md", "exec"), namespace)
     overrides = {
         "OUTPUT_DIR": tmp_path,
@@ -63,7 +63,8 @@ def test_all_examples_train_together(clean_registries, tmp_path):
         "DATALOADER.NUM_WORKERS": 0,
         "LOG.TENSORBOARD": False,
     }
-    results = namespace["run"](["--num-gpus", "0", *(f"{key}={value}" for key, value in overrides.items())])
+    words = ["--num-gpus", "0", *(f"{key}={value}" for key, value in overrides.items())]
+    results = namespace["run_command"](namespace["MyTrainer"], words)
     assert results["feature_std"]["mean"] > 0
     metrics = (tmp_path / "metrics.json").read_text()
     assert '"loss_prototype_scale"' in metrics

@@ -34,9 +34,15 @@ from dinoengine.utils.env import seed_step_rng
 
 def train(cfg: CfgNode) -> tuple[nn.Module, list[float]]:
     """Train from scratch (or MODEL.WEIGHTS); returns the model and this rank's total loss of every iteration."""
+    cfg = SSLTrainer.auto_scale_workers(cfg, comm.get_world_size())
     model = SSLTrainer.build_model(cfg)
-    Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
-    ddp_model = create_ddp_model(model)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=cfg.MODEL.WEIGHTS_STRICT)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    ddp_model = create_ddp_model(
+        model,
+        fp16_compression=cfg.MODEL.DDP.FP16_COMPRESSION,
+        find_unused_parameters=cfg.MODEL.DDP.FIND_UNUSED_PARAMETERS,
+    )
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     teacher_schedules = build_teacher_schedules(cfg)
@@ -65,7 +71,7 @@ def train(cfg: CfgNode) -> tuple[nn.Module, list[float]]:
         if (iteration + 1) % cfg.LOG.PERIOD == 0 and comm.is_main_process():
             speed = (iteration + 1) * cfg.SOLVER.IMS_PER_BATCH / (time.perf_counter() - started)
             print(f"iter {iteration + 1}/{cfg.SOLVER.MAX_ITER}  loss {loss:.4f}  lr {lr:.3g}  img/s {speed:.0f}")
-    Checkpointer(model, cfg.OUTPUT_DIR).save("model_final", iteration=cfg.SOLVER.MAX_ITER - 1)
+    checkpointer.save("model_final", iteration=cfg.SOLVER.MAX_ITER - 1)
     return model, losses
 
 
@@ -74,8 +80,10 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     with exit_on_user_error():
         if args.resume:
             raise ValueError("plain_train_net.py cannot --resume: it saves no optimizer. Use train_net.py.")
-        if cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.NUM_MICRO_BATCHES > 1:
-            raise ValueError("plain_train_net.py has no SOLVER.AMP and no SOLVER.NUM_MICRO_BATCHES. Use train_net.py.")
+        if cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.NUM_MICRO_BATCHES > 1 or cfg.SOLVER.NON_FINITE_MAX_SKIPS:
+            raise ValueError(
+                "plain_train_net.py has no SOLVER.AMP, NUM_MICRO_BATCHES and NON_FINITE_MAX_SKIPS. Use train_net.py."
+            )
         cfg = default_setup(cfg, args)
         if args.eval_only:
             model = SSLTrainer.build_model(cfg)

@@ -94,6 +94,13 @@ class Checkpointer:
         """Whether there is a checkpoint to resume from."""
         return os.path.exists(os.path.join(self.save_dir, POINTER))
 
+    def last_checkpoint_name(self) -> str:
+        """What ``last_checkpoint`` names, or an empty string."""
+        if not self.has_checkpoint():
+            return ""
+        with open(os.path.join(self.save_dir, POINTER), encoding="utf-8") as file:
+            return os.path.basename(file.read().strip())
+
     def get_checkpoint_file(self) -> str:
         """Path of the checkpoint to resume from, or an empty string.
 
@@ -102,13 +109,11 @@ class Checkpointer:
         """
         if not self.has_checkpoint():
             return ""
-        pointer = os.path.join(self.save_dir, POINTER)
-        with open(pointer, encoding="utf-8") as file:
-            path = os.path.join(self.save_dir, os.path.basename(file.read().strip()))
+        path = os.path.join(self.save_dir, self.last_checkpoint_name())
         if not os.path.isfile(path):
             raise CheckpointError(
-                f"{pointer} names {os.path.basename(path)}, which is not there. Write the name of another checkpoint of "
-                f"{self.save_dir} into it, or remove it to start over."
+                f"{os.path.join(self.save_dir, POINTER)} names {os.path.basename(path)}, which is not there. Write the "
+                f"name of another checkpoint of {self.save_dir} into it, or remove it to start over."
             )
         return path
 
@@ -134,7 +139,7 @@ class Checkpointer:
     def load(self, path: str, *, weights_only: bool = False) -> dict[str, Any]:
         """Load a file into the model and, unless ``weights_only``, into every checkpointable.
 
-        Nothing is changed if the file does not fit.
+        The model is unchanged if the file does not fit it.
 
         Returns:
             What else the file holds, e.g. ``{"iteration": 99}``.
@@ -156,13 +161,14 @@ class Checkpointer:
                     f"{path} cannot be resumed from: it lacks the state of {', '.join(missing)} (it has "
                     f"{_short(list(data))}). To start a new run from its weights use MODEL.WEIGHTS without --resume."
                 )
-        self._load_model(data.pop("model"), path, strict=self.strict or not weights_only)
+        # A resumed run is the run it was: there is nothing to leave out.
+        self._load_model(data.pop("model"), path, strict=self.strict or not weights_only, may_be_partial=weights_only)
         if not weights_only:
             for name, checkpointable in self.checkpointables.items():
                 checkpointable.load_state_dict(data.pop(name))
         return data
 
-    def _load_model(self, saved: dict[str, torch.Tensor], path: str, *, strict: bool) -> None:
+    def _load_model(self, saved: dict[str, torch.Tensor], path: str, *, strict: bool, may_be_partial: bool) -> None:
         own = self.model.state_dict()
         missing = [key for key in own if key not in saved]
         unexpected = [key for key in saved if key not in own]
@@ -178,10 +184,9 @@ class Checkpointer:
         num_fitting = len(own) - len(missing) - len(misshapen)
         report = f"{path} does not fit the model ({num_fitting} of {len(own)} entries fit):\n  " + "\n  ".join(problems)
         if problems and (strict or num_fitting == 0):
-            raise CheckpointError(
-                f"{report}\nUse the config it was trained with (config.yaml beside it), or set MODEL.WEIGHTS_STRICT False "
-                "to load only what fits."
-            )
+            advice = "Use the config it was trained with (config.yaml beside it)"
+            advice += ", or set MODEL.WEIGHTS_STRICT False to load only what fits." if may_be_partial else "."
+            raise CheckpointError(f"{report}\n{advice}")
         if problems:
             logger.warning("%s\nLoading what fits, as MODEL.WEIGHTS_STRICT is False.", report)
         fitting = {key: saved[key] for key in own if key in saved and key not in misshapen}

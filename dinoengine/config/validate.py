@@ -118,6 +118,8 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
     problems = [problem for check in checks for problem in check(cfg)]
     if training:
         problems += _check_batch(cfg, world_size)
+    elif not cfg.DATASETS.TEST:
+        problems.append("DATASETS.TEST is empty, so there is nothing to evaluate on; name a labelled dataset.")
     if problems:
         raise ConfigError("The config cannot be run", problems)
     return list(_warnings(cfg)) if training else []
@@ -223,6 +225,11 @@ def _check_losses(cfg: CfgNode) -> Iterator[str]:
             "MODEL.LOSS.IBOT_WEIGHT > 0 needs masked patches, but INPUT.MASK.CROP_SHARE or INPUT.MASK.RATIO masks none; "
             "set IBOT_WEIGHT to 0 to train without iBOT."
         )
+    elif loss.IBOT_WEIGHT > 0 and 0 < 2 * cfg.SOLVER.IMS_PER_BATCH * cfg.INPUT.MASK.CROP_SHARE < 1:
+        yield (
+            f"INPUT.MASK.CROP_SHARE {cfg.INPUT.MASK.CROP_SHARE} of the {2 * cfg.SOLVER.IMS_PER_BATCH} global crops of a "
+            "batch is less than one, so nothing would ever be masked; raise it, or set MODEL.LOSS.IBOT_WEIGHT to 0."
+        )
 
 
 def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
@@ -278,6 +285,13 @@ def _check_evaluation(cfg: CfgNode) -> Iterator[str]:
         yield "TEST.EVAL_PERIOD > 0 needs a labelled dataset in DATASETS.TEST."
     if cfg.TEST.EXPECTED_RESULTS and not cfg.DATASETS.TEST:
         yield "TEST.EXPECTED_RESULTS needs a labelled dataset in DATASETS.TEST."
+    for row in cfg.TEST.EXPECTED_RESULTS:
+        is_row = isinstance(row, (tuple, list)) and len(row) in (4, 5)
+        if not is_row or not _are_numbers(tuple(row[-2:])):
+            yield (
+                "TEST.EXPECTED_RESULTS lists rows (task, metric, value, tolerance), with the dataset in front if there are "
+                f"several, e.g. \"(('knn', 'top1_k20', 78.0, 2.0),)\"; got {row!r}."
+            )
     if cfg.TEST.BEST_METRIC and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD):
         yield f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC!r} needs DATASETS.TEST and TEST.EVAL_PERIOD > 0."
     if not cfg.TEST.KNN.K or not all(isinstance(k, int) and k > 0 for k in cfg.TEST.KNN.K):

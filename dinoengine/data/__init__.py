@@ -7,7 +7,7 @@ from dinoengine.data.catalog import (
     build_dataset,
     build_datasets,
 )
-from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
+from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset
 from dinoengine.data.datasets import Digits, ImageFolder, Synthetic
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
@@ -18,6 +18,7 @@ __all__ = [
     "BlockMasking",
     "CenterCropTransform",
     "ConcatImageDataset",
+    "DataError",
     "DatasetCatalog",
     "Digits",
     "ImageDataset",

@@ -12,7 +12,7 @@ from dinoengine.config import CfgNode
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransform
 from dinoengine.data.catalog import build_datasets
 from dinoengine.data.collate import CropSample, LabelledImage, SSLCollate, collate_images
-from dinoengine.data.dataset import ImageDataset
+from dinoengine.data.dataset import DataError, ImageDataset
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
@@ -32,10 +32,8 @@ class TrainingStream(Dataset[CropSample]):
         index = self.sampler.index_at(position)
         try:
             crops = self.augmentation(self.dataset.load(index), position_rng(self.seed, position, CROPS))
-        except OSError:
-            raise  # names its file
         except Exception as error:
-            raise RuntimeError(
+            raise DataError(
                 f"Loading or augmenting {self.dataset.describe(index)} (position {position} of the stream) failed: {error}"
             ) from error
         return CropSample(position, *crops)
@@ -54,10 +52,8 @@ class EvaluationImages(Dataset[LabelledImage]):
     def __getitem__(self, index: int) -> LabelledImage:
         try:
             return LabelledImage(self.transform(self.dataset.load(index)), self.dataset.label(index), index)
-        except OSError:
-            raise  # names its file
         except Exception as error:
-            raise RuntimeError(f"Loading or cropping {self.dataset.describe(index)} failed: {error}") from error
+            raise DataError(f"Loading or cropping {self.dataset.describe(index)} failed: {error}") from error
 
 
 def build_mask_plan(cfg: CfgNode) -> MaskPlan | None:

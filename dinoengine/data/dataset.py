@@ -11,6 +11,16 @@ from typing import Any
 from dinoengine.structures import Sample
 
 
+class DataError(RuntimeError):
+    """An image that cannot be used; says which one and why.
+
+    A DataLoader wraps an error of a worker in text about the worker and its traceback; ``str`` gives our message alone.
+    """
+
+    def __str__(self) -> str:
+        return super().__str__().rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
+
+
 class ImageDataset(abc.ABC):
     """Images by index, with labels where there are any. Must be picklable (workers are processes).
 

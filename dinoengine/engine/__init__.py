@@ -1,4 +1,5 @@
 from dinoengine.engine import hooks
+from dinoengine.engine.command import run_command, train_or_evaluate
 from dinoengine.engine.defaults import DefaultPredictor, DefaultTrainer, default_writers
 from dinoengine.engine.launch import launch
 from dinoengine.engine.parallel import create_ddp_model, unwrap_model
@@ -8,6 +9,7 @@ from dinoengine.engine.setup import (
     exit_on_user_error,
     load_config,
     load_weights_for_evaluation,
+    save_config,
 )
 from dinoengine.engine.simple_trainer import AMPTrainer, SimpleTrainer
 from dinoengine.engine.ssl_trainer import SSLTrainer
@@ -30,5 +32,8 @@ __all__ = [
     "launch",
     "load_config",
     "load_weights_for_evaluation",
+    "run_command",
+    "save_config",
+    "train_or_evaluate",
     "unwrap_model",
 ]

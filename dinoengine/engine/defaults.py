@@ -53,7 +53,7 @@ def default_writers(
         ConsoleWriter(max_iter, images_per_iter=images_per_iter, window_size=window_size, progress_bar=progress_bar),
         JSONWriter(os.path.join(output_dir, "metrics.json"), start_iter),
     ]
-    return [*writers, TensorboardXWriter(output_dir)] if tensorboard else writers
+    return [*writers, TensorboardXWriter(output_dir, start_iter)] if tensorboard else writers
 
 
 class DefaultTrainer(SimpleTrainer):
@@ -115,7 +115,20 @@ class DefaultTrainer(SimpleTrainer):
         return unwrap_model(self.model)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue the run in OUTPUT_DIR (``resume`` and there is one), else start from MODEL.WEIGHTS or scratch."""
+        """Continue the run in OUTPUT_DIR (``resume`` and there is one), else start from MODEL.WEIGHTS or scratch.
+
+        Raises:
+            ValueError: if the processes do not see the same checkpoint to resume from.
+            CheckpointError, FileNotFoundError: if it cannot be loaded.
+        """
+        if resume:
+            seen = comm.all_gather(self.checkpointer.last_checkpoint_name())
+            if len(set(seen)) > 1:
+                found = ", ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(seen))
+                raise ValueError(
+                    f"The processes do not see the same last checkpoint in OUTPUT_DIR {self.cfg.OUTPUT_DIR} ({found}). "
+                    "Every machine must have it: use a shared file system, or copy the folder."
+                )
         self.start_iter = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         batch_sampler = getattr(self.data_loader, "batch_sampler", None)
         if batch_sampler is not None and hasattr(batch_sampler, "start_iter"):
@@ -125,19 +138,51 @@ class DefaultTrainer(SimpleTrainer):
                 "The training loader cannot start at iteration %d: it begins its data anew.", self.start_iter
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "num_training_images": self._num_training_images()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        before, now = state.get("num_training_images"), self._num_training_images()
+        if before != now:
+            logger.warning(
+                "The training set had %s images when this checkpoint was written and has %s now: the order of images, "
+                "crops and masks is another one from here on.",
+                before,
+                now,
+            )
+
+    def _num_training_images(self) -> int | None:
+        images = getattr(getattr(self.data_loader, "dataset", None), "dataset", None)
+        return None if images is None else len(images)
+
     def train(self) -> dict[str, Any]:  # type: ignore[override]
-        """Train from ``start_iter`` to SOLVER.MAX_ITER, then check TEST.EXPECTED_RESULTS.
+        """Train from ``start_iter`` to SOLVER.MAX_ITER, report, then check TEST.EXPECTED_RESULTS.
 
         Returns:
-            The results of the final evaluation; empty when nothing was left to train.
+            The results of the final evaluation; when nothing was left to train those that the run ended with.
 
         Raises:
             SystemExit: with code 1 if the results are not as expected.
         """
         super().train(self.start_iter, self.max_iter)
-        if self.start_iter < self.max_iter:
-            self.check_expected_results(self.cfg, self.last_results)
+        if self.start_iter >= self.max_iter:
+            self.last_results = self.results_of_finished_run()
+        else:
+            self.report_results()
+        self.check_expected_results(self.cfg, self.last_results)
         return self.last_results
+
+    @classmethod
+    def report(cls, cfg: CfgNode, results: dict[str, Any]) -> Any:
+        """Show what ``test`` returned beside something to compare it with. Override; it has logged the results."""
+
+    def report_results(self) -> None:
+        """Called once with ``last_results`` set, before they are checked. Override to show or keep them."""
+
+    def results_of_finished_run(self) -> dict[str, Any]:
+        """Results of a run that has nothing left to train; this trainer keeps none, so it evaluates again."""
+        return self._evaluate() if self.cfg.DATASETS.TEST else {}
 
     def after_train(self, error: BaseException | None = None) -> None:
         self._data_iterator = None  # its workers would idle through the final evaluation
@@ -157,7 +202,7 @@ class DefaultTrainer(SimpleTrainer):
             if profile
             else None,
             # BatchNorm statistics before the checkpoint, so that the checkpoint has them.
-            hooks.PreciseBN(period, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
+            hooks.PreciseBN(period, self.evaluated_model(), self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
             if cfg.TEST.PRECISE_BN.ENABLED
             else None,
             # The checkpoint before the evaluation: if that fails, its weights are there to look at.
@@ -171,6 +216,11 @@ class DefaultTrainer(SimpleTrainer):
             # Last, so that what all others measured is written.
             hooks.PeriodicWriter(self.build_writers, cfg.LOG.PERIOD) if is_main else None,
         ]
+
+    def evaluated_model(self) -> nn.Module:
+        """Images -> BackboneOutput, sharing the weights that are trained."""
+        model = self.bare_model
+        return model.feature_model() if hasattr(model, "feature_model") else model  # type: ignore[operator]
 
     def _evaluate(self) -> dict[str, Any]:
         self.last_results = self.test(self.cfg, self.bare_model)

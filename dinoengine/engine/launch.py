@@ -67,7 +67,10 @@ def launch(
     try:
         mp.spawn(_spawned, nprocs=num_processes_per_machine, args=spawn_args)
     except mp.ProcessExitedException as error:
-        # The process has said why; exit as it did.
+        if error.signal_name:
+            hint = "; the machine may be out of memory" if error.signal_name == "SIGKILL" else ""
+            logger.error("Process %d of this run was ended by %s%s.", error.error_index, error.signal_name, hint)
+        # Otherwise the process has said why; exit as it did.
         raise SystemExit(error.exit_code if error.exit_code and error.exit_code > 0 else 1) from None
     return None
 

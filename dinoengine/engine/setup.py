@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import logging
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 from dinoengine.checkpoint import Checkpointer
 from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
+from dinoengine.data import DataError
 from dinoengine.engine.launch import under_torchrun
 from dinoengine.solver import scale_config_to_world_size
 from dinoengine.utils import comm
@@ -22,6 +25,8 @@ from dinoengine.utils.file_io import atomic_write
 from dinoengine.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_FOR_RANK_0 = 3
 
 _EPILOG = """
 Overrides are PATH.KEY VALUE or PATH.KEY=VALUE and may stand before or after flags. Examples:
@@ -81,10 +86,17 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
+    if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(
+            "--num-machines",
+            [
+                f"must be 1 or more, and --machine-rank from 0 below it; got {args.num_machines} and {args.machine_rank}."
+            ],
+        )
     cfg.MODEL.DEVICE, args.num_gpus = resolve_device(cfg.MODEL.DEVICE, args.num_gpus)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
     for warning in validate(scale_config_to_world_size(cfg, world_size), world_size, training=not args.eval_only):
-        setup_logger(distributed_rank=comm.get_rank()).warning(warning)
+        setup_logger(distributed_rank=process_rank()).warning(warning)
     cfg.freeze()
     return cfg
 
@@ -117,6 +129,8 @@ def resolve_device(device: str, num_gpus: int | None) -> tuple[str, int]:
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     """Prepare a process: output folder, log, environment report, config.yaml, seed, backends.
 
+    When a run is resumed ``config.yaml`` stays as it is: call ``save_config`` once the checkpoint has been loaded.
+
     Returns:
         The config with SEED drawn where it was -1.
 
@@ -134,12 +148,10 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     logger.debug("Command line: %s", args)
     logger.debug("Full config:\n%s", cfg.dump())
     if comm.is_main_process() and not args.eval_only:
-        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
         if args.resume:
-            _log_config_changes(path, cfg)
-        with atomic_write(path, "w") as file:
-            file.write(cfg.dump())
-        logger.info("Full config in %s", path)
+            _log_config_changes(_config_path(cfg), cfg)
+        else:
+            save_config(cfg)
     seed_all_rng(cfg.SEED)
     torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only and not cfg.DETERMINISTIC
@@ -147,6 +159,27 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return cfg
+
+
+def save_config(cfg: CfgNode) -> None:
+    """Write ``OUTPUT_DIR/config.yaml`` (rank 0), which alone reproduces the run, also on another machine.
+
+    MODEL.DEVICE is written as "auto" where that means the device of this run; a file that said "cuda" could not be used
+    on a laptop, and one that said "cpu" would not use the GPU of another machine.
+    """
+    if not comm.is_main_process():
+        return
+    portable = cfg.clone()
+    portable.defrost()
+    if ("cuda" if torch.cuda.is_available() else "cpu") == cfg.MODEL.DEVICE:
+        portable.MODEL.DEVICE = "auto"
+    with atomic_write(_config_path(cfg), "w") as file:
+        file.write(portable.dump())
+    logger.info("Full config in %s", _config_path(cfg))
+
+
+def _config_path(cfg: CfgNode) -> str:
+    return os.path.join(cfg.OUTPUT_DIR, "config.yaml")
 
 
 def check_output_dir(output_dir: str, *, new_run: bool) -> None:
@@ -184,13 +217,13 @@ def _with_seed(cfg: CfgNode, resume: bool) -> CfgNode:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
-    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if resume and os.path.exists(path):
+    saved_seed = None
+    if comm.is_main_process() and resume and os.path.exists(_config_path(cfg)):
         saved = get_cfg()
-        saved.merge_from_file(path)
-        cfg.SEED = saved.SEED
-    else:
-        cfg.SEED = comm.shared_random_seed()
+        saved.merge_from_file(_config_path(cfg))
+        saved_seed = saved.SEED
+    saved_seed = comm.broadcast_object(saved_seed)
+    cfg.SEED = comm.shared_random_seed() if saved_seed is None else saved_seed
     logger.info("SEED is -1; this run uses %d.", cfg.SEED)
     cfg.freeze()
     return cfg
@@ -207,6 +240,8 @@ def _log_config_changes(path: str, cfg: CfgNode) -> None:
         logger.warning("The config of the run so far cannot be compared: %s", error)
         return
     for key, before, now in config_changes(old, cfg):
+        if key == "MODEL.DEVICE":  # of the machine, not of the run
+            continue
         logger.warning("Changed since the run started: %s was %r, is now %r.", key, before, now)
 
 
@@ -220,18 +255,33 @@ def config_changes(old: CfgNode, new: CfgNode, prefix: str = "") -> Iterator[tup
 
 
 @contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """An error while a run is being set up becomes one message and exit code 2; the traceback goes to log.txt.
+def exit_on_user_error(*errors: type[Exception]) -> Iterator[None]:
+    """An error of the user's becomes one message and exit code 2; the traceback goes to log.txt.
 
     Wrong names, missing files, weights that do not fit: the message says what to do, and a traceback would bury it.
+
+    Args:
+        errors: types that are the user's; none: those of setting up a run (ValueError, KeyError, OSError, DataError).
     """
+    expected = errors or (ValueError, KeyError, OSError, DataError)
     try:
         yield
-    except (ValueError, KeyError, OSError) as error:
-        logging.getLogger("dinoengine").debug("Set-up failed", exc_info=True)
-        if comm.is_main_process():
+    except expected as error:
+        logging.getLogger("dinoengine").debug("Stopped by an error", exc_info=True)
+        rank = process_rank()
+        if rank == 0:
             print(f"error: {error}", file=sys.stderr)
+        else:
+            # Rank 0 mostly fails with the same message, and its end ends this process. What is left after a moment is
+            # an error of this rank alone.
+            time.sleep(_SECONDS_FOR_RANK_0)
+            print(f"error on rank {rank} ({socket.gethostname()}): {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def process_rank() -> int:
+    """Rank of this process, also before the process group exists."""
+    return comm.get_rank() if comm.is_distributed() or not under_torchrun() else int(os.environ["RANK"])
 
 
 def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume: bool) -> None:

@@ -45,6 +45,7 @@ class SimpleTrainer(TrainerBase):
 
     Attributes:
         grad_norms: gradient norm of each clip group before clipping, of the last step.
+        loss_is_finite: whether the loss of the last step was finite on every rank.
         step_is_finite: whether loss and gradients of the last step were finite on every rank.
         skip_optimizer_step: set by a hook to leave the weights alone in this step.
         step_skipped: True when the last step did not change the weights.
@@ -97,12 +98,13 @@ class SimpleTrainer(TrainerBase):
         self.seed = seed
 
         self.grad_norms: dict[str, Tensor] = {}
+        self.loss_is_finite = True
         self.step_is_finite = True
         self.skip_optimizer_step = False
         self.step_skipped = False
         self.last_losses: dict[str, Tensor] = {}
         self._data_iterator: Iterator[Any] | None = None
-        self._pending_metrics: list[tuple[int, dict[str, Tensor], float]] = []
+        self._pending_metrics: list[tuple[int, dict[str, Tensor], dict[str, Tensor], float]] = []
 
     def reset_data_loader(self, builder: Callable[[], Iterable[Any]]) -> None:
         """Drop the current loader and its workers, then build another."""
@@ -136,7 +138,7 @@ class SimpleTrainer(TrainerBase):
         self._check_finite(losses["total_loss"], grad_norm)
         self._optimizer_step()
 
-        self._pending_metrics.append((self.iter, {**losses, **metrics, "grad_norm": grad_norm}, data_time))
+        self._pending_metrics.append((self.iter, losses, {**metrics, "grad_norm": grad_norm}, data_time))
         if (self.iter + 1) % self.gather_metric_period == 0:
             self.flush_metrics()
 
@@ -171,6 +173,8 @@ class SimpleTrainer(TrainerBase):
                 losses[name] = losses.get(name, 0.0) + value.detach() / num_parts
             for name, value in terms.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach() / num_parts
+        if clash := metrics.keys() & {*losses, "grad_norm"}:
+            raise ValueError(f"The model's metrics {', '.join(sorted(clash))} have names of the engine; rename them.")
         return losses, metrics
 
     def _split(self, batch: Any) -> Iterable[Any]:
@@ -203,12 +207,13 @@ class SimpleTrainer(TrainerBase):
         loss_bad, grad_bad = comm.all_reduce_max(
             (~torch.isfinite(torch.stack([total_loss.float(), grad_norm]))).float()
         ).tolist()
+        self.loss_is_finite = not loss_bad
         self.step_is_finite = not (loss_bad or grad_bad)
         self.skip_optimizer_step = False
         self.before_optimizer_step()
         if self.step_is_finite or self.skip_optimizer_step:
             return
-        if self.grad_scaler is not None and not loss_bad:
+        if self.grad_scaler is not None and self.loss_is_finite:
             return  # an fp16 overflow: the scaler skips the step and lowers its scale
         raise FloatingPointError(self.describe_non_finite())
 
@@ -240,14 +245,14 @@ class SimpleTrainer(TrainerBase):
         pending, self._pending_metrics = self._pending_metrics, []
         if not pending:
             return
-        flat = torch.stack([v.float() for _, row, _ in pending for v in row.values()])
+        flat = torch.stack([v.float() for _, *rows, _ in pending for row in rows for v in row.values()])
         values = iter((comm.all_reduce_sum(flat) / comm.get_world_size()).tolist())
-        data_times = comm.all_reduce_max(torch.tensor([t for _, _, t in pending], device=flat.device)).tolist()
-        for (iteration, row, _), data_time in zip(pending, data_times, strict=True):
+        data_times = comm.all_reduce_max(torch.tensor([t for *_, t in pending], device=flat.device)).tolist()
+        for (iteration, losses, metrics, _), data_time in zip(pending, data_times, strict=True):
             self.storage.put_scalar("data_time", data_time, cur_iter=iteration)
-            for name in row:
-                role = "loss" if name == "total_loss" or name.startswith("loss_") else "metric"
-                self.storage.put_scalar(name, next(values), cur_iter=iteration, role=role)
+            for role, row in (("loss", losses), ("metric", metrics)):
+                for name in row:
+                    self.storage.put_scalar(name, next(values), cur_iter=iteration, role=role)
 
     def after_train(self, error: BaseException | None = None) -> None:
         # After an error the ranks may stand in different iterations: a collective here could hang.
@@ -264,7 +269,7 @@ class SimpleTrainer(TrainerBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         if self.grad_scaler is not None:
             if "grad_scaler" in state:
                 self.grad_scaler.load_state_dict(state["grad_scaler"])
@@ -279,6 +284,33 @@ class AMPTrainer(SimpleTrainer):
         if precision == "fp32":
             raise ValueError("AMPTrainer takes precision bf16 or fp16; for fp32 use SimpleTrainer.")
         super().__init__(*args, precision=precision, **kwargs)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the moments of every parameter, found by name; groups and hyperparameters stay those of ``optimizer``.
+
+    They come from the config, which may have changed on purpose (SOLVER.BETAS, LAYER_DECAY ...).
+
+    Raises:
+        ValueError: if the parameters are not those the state was saved for.
+    """
+    own_groups = optimizer.state_dict()["param_groups"]
+    own, saved = _parameter_ids(own_groups), _parameter_ids(state["param_groups"])
+    if own.keys() != saved.keys():
+        examples = ", ".join(str(name) for name in list(own.keys() ^ saved.keys())[:4])
+        raise ValueError(
+            f"The optimizer state is of {len(saved)} parameters, this run trains {len(own)}; they differ in {examples} ... "
+            "Resume with the model the run had, or start a new run from its weights with MODEL.WEIGHTS."
+        )
+    moments = {own[name]: state["state"][i] for name, i in saved.items() if i in state["state"]}
+    optimizer.load_state_dict({"state": moments, "param_groups": own_groups})
+
+
+def _parameter_ids(groups: list[dict[str, Any]]) -> dict[str | int, int]:
+    """Name of each parameter (its position, where groups carry no names) -> its number in an optimizer state."""
+    ids = [i for group in groups for i in group["params"]]
+    names = [name for group in groups for name in group.get("param_names", group["params"])]
+    return dict(zip(names, ids, strict=True))
 
 
 def as_loss_terms(output: LossTerms | dict[str, Tensor] | Tensor) -> LossTerms:

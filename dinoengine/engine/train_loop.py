@@ -180,7 +180,7 @@ class TrainerBase:
         """Inverse of ``state_dict``.
 
         Raises:
-            KeyError: if the state of a registered stateful hook is missing; names it.
+            ValueError: if the state of a registered stateful hook is missing; names it.
         """
         self.iter = state["iteration"]
         self.storage.load_state_dict(state["storage"])
@@ -189,7 +189,7 @@ class TrainerBase:
             if not hook.is_stateful:
                 continue
             if hook.name not in saved:
-                raise KeyError(
+                raise ValueError(
                     f"The checkpoint has no state for hook {hook.name!r}; it has: {', '.join(saved) or 'none'}. "
                     "Resume with the hooks the run had, or start a new run from its weights with MODEL.WEIGHTS."
                 )

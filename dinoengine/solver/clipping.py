@@ -25,5 +25,5 @@ def clip_grad_norms_(groups: dict[str, list[nn.Parameter]], max_norm: float) -> 
         norm = torch.nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None])
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(with_grad, max_norm, norm)
-        norms[name] = norm
+        norms[name] = norm.to(parameters[0].device) if parameters else norm  # without gradients it is on the CPU
     return norms

@@ -142,7 +142,9 @@ class ConsoleWriter(EventWriter):
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self.max_iter, initial=0, unit="it", dynamic_ncols=True, file=sys.stdout)
+            self._bar = tqdm(
+                total=self.max_iter, initial=iterations_done - 1, unit="it", dynamic_ncols=True, file=sys.stdout
+            )
         self._bar.update(iterations_done - self._bar.n)
 
     def close(self) -> None:
@@ -153,8 +155,13 @@ class ConsoleWriter(EventWriter):
 class TensorboardXWriter(EventWriter):
     """Scalars, images and histograms as TensorBoard events. No file appears before the first write."""
 
-    def __init__(self, log_dir: str) -> None:
+    def __init__(self, log_dir: str, start_iter: int = 0) -> None:
+        """
+        Args:
+            start_iter: where this run starts: what an earlier one wrote from there on is hidden, as it runs again.
+        """
         self.log_dir = log_dir
+        self.start_iter = start_iter
         self._sequence = 0
         self._writer: Any = None
 
@@ -165,7 +172,7 @@ class TensorboardXWriter(EventWriter):
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(self.log_dir)
+            self._writer = SummaryWriter(self.log_dir, purge_step=self.start_iter or None)
         for name, value, iteration in updates:
             self._writer.add_scalar(name, value, iteration)
         for image in storage.images_since(first):

@@ -243,7 +243,7 @@ def test_every_loss_can_be_switched_off_but_not_all(weights: tuple[float, float,
 def test_nothing_to_optimise_is_a_problem_of_training_only() -> None:
     (problem,) = _problems(*_weights(0, 0, 0))
     assert "DINO_WEIGHT, IBOT_WEIGHT and KOLEO_WEIGHT are all 0" in problem
-    assert _problems(*_weights(0, 0, 0), training=False) == []
+    assert _problems(*_weights(0, 0, 0), "DATASETS.TEST", ("digits",), training=False) == []
 
 
 @pytest.mark.parametrize("masking", [("INPUT.MASK.CROP_SHARE", 0), ("INPUT.MASK.RATIO", (0.0, 0.0))])
@@ -337,7 +337,9 @@ def test_bf16_on_cpu_and_unused_fp16_are_fine() -> None:
 def test_training_needs_data_and_evaluation_alone_does_not() -> None:
     with pytest.raises(ConfigError, match=r"DATASETS\.TRAIN is empty"):
         validate(get_cfg())
-    assert validate(get_cfg(), training=False) == []
+    (problem,) = _problems_of(get_cfg(), training=False)
+    assert "nothing to evaluate on" in problem
+    assert validate(_set(get_cfg(), "DATASETS.TEST", ("digits",)), training=False) == []
     with pytest.raises(ConfigError, match=r"INPUT\.TEST\.CROP_SIZE_PX"):
         validate(_set(get_cfg(), "INPUT.TEST.CROP_SIZE_PX", (100,)), training=False)
 
@@ -345,9 +347,24 @@ def test_training_needs_data_and_evaluation_alone_does_not() -> None:
 def test_evaluation_needs_a_dataset() -> None:
     (problem,) = _problems("TEST.EVAL_PERIOD", 5)
     assert "TEST.EVAL_PERIOD > 0 needs a labelled dataset in DATASETS.TEST" in problem
-    (problem,) = _problems("TEST.EXPECTED_RESULTS", (("knn/top1_k20", 90.0, 1.0),))
+    (problem,) = _problems("TEST.EXPECTED_RESULTS", (("knn", "top1_k20", 90.0, 1.0),))
     assert "TEST.EXPECTED_RESULTS needs" in problem
     assert _problems("TEST.EVAL_PERIOD", 5, "DATASETS.TEST", "digits") == []
+
+
+@pytest.mark.parametrize(
+    "rows", [("knn", "top1_k20", 78.0, 2.0), (("knn", "top1_k20", 78.0),), (("knn", "top1_k20", "78", 2.0),)]
+)
+def test_expected_results_of_another_form_are_found_before_training(rows: Any) -> None:
+    problems = _problems("TEST.EXPECTED_RESULTS", rows, "DATASETS.TEST", ("digits",))
+    assert all("lists rows (task, metric, value, tolerance)" in problem for problem in problems)
+    assert problems
+
+
+def test_less_than_one_masked_crop_is_a_contradiction() -> None:
+    (problem,) = _problems("INPUT.MASK.CROP_SHARE", 0.02, "SOLVER.IMS_PER_BATCH", 16)
+    assert "of the 32 global crops of a batch is less than one" in problem
+    assert _problems("INPUT.MASK.CROP_SHARE", 0.04, "SOLVER.IMS_PER_BATCH", 16) == []
 
 
 def test_the_best_metric_needs_periodic_evaluation() -> None:
@@ -398,4 +415,4 @@ def test_validation_changes_nothing() -> None:
 def test_settings_that_can_hardly_be_meant_are_warnings(overrides: list[Any], word: str) -> None:
     warnings = validate(_cfg(*overrides))
     assert len([w for w in warnings if word in w]) == 1
-    assert validate(_cfg(*overrides), training=False) == []
+    assert validate(_cfg(*overrides, "DATASETS.TEST", ("digits",)), training=False) == []

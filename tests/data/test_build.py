@@ -15,6 +15,7 @@ from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import (
     AUGMENTATION_REGISTRY,
     CenterCropTransform,
+    DataError,
     DatasetCatalog,
     ImageDataset,
     MultiCrop,
@@ -272,8 +273,16 @@ def test_an_evaluation_image_that_cannot_be_converted_is_named(failing: CfgNode)
 def test_a_damaged_file_is_named(tmp_path: Path):
     (tmp_path / "1.jpg").write_bytes(b"no image")
     cfg = _cfg(f"DATASETS.TRAIN=folder:{tmp_path}")
-    with pytest.raises(OSError, match=rf"{tmp_path}/1\.jpg is not a readable image"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/1\.jpg is not a readable image"):
         _batches(cfg, 1)
+
+
+def test_the_error_of_a_worker_is_our_message_alone(tmp_path: Path):
+    (tmp_path / "1.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        _batches(_cfg(f"DATASETS.TRAIN=folder:{tmp_path}", "DATALOADER.NUM_WORKERS=1"), 1)
+    assert str(caught.value).startswith(f"Loading or augmenting {tmp_path}/1.jpg (position ")
+    assert "Traceback" not in str(caught.value)
 
 
 def test_a_seed_that_nobody_drew_is_refused():

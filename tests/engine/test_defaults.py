@@ -12,6 +12,7 @@ from PIL import Image
 from dinoengine.checkpoint import Checkpointer
 from dinoengine.config import CfgNode, ConfigError
 from dinoengine.engine import DefaultPredictor, DefaultTrainer, SSLTrainer, default_writers
+from dinoengine.utils import comm
 from dinoengine.utils.writers import ConsoleWriter, JSONWriter, TensorboardXWriter
 
 
@@ -30,9 +31,9 @@ def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
     )
     names = [type(hook).__name__ for hook in SSLTrainer(tiny_cfg)._hooks]
     assert names == [
-        "IterationTimer",
         "ParamSchedule",
         "EMATeacher",
+        "IterationTimer",
         "LRScheduler",
         "NonFiniteGuard",
         "TorchProfiler",
@@ -143,3 +144,18 @@ def test_weights_start_a_run_at_iteration_0(tiny_cfg: CfgNode, weights: str) -> 
     assert trainer.start_iter == 0
     saved = torch.load(weights, weights_only=True)["model"]
     assert all(torch.equal(saved[k], v) for k, v in trainer.bare_model.state_dict().items())
+
+
+def test_processes_that_see_other_checkpoints_do_not_start(tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on two machines without a shared file system."""
+    trainer = SSLTrainer(tiny_cfg)
+    monkeypatch.setattr(comm, "all_gather", lambda name: [name, "model_0000099.pth"])
+    with pytest.raises(ValueError, match=r"rank 0: none, rank 1: model_0000099\.pth.*use a shared file system"):
+        trainer.resume_or_load(resume=True)
+
+
+def test_a_training_set_of_another_size_is_said(tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str]) -> None:
+    state = SSLTrainer(tiny_cfg).state_dict()
+    tiny_cfg.DATASETS.TRAIN = ("synthetic:num_images=20:num_classes=3:size=12",)
+    SSLTrainer(tiny_cfg).load_state_dict(state)
+    assert "had 24 images when this checkpoint was written and has 20 now" in capsys.readouterr().out

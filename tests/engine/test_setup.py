@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 import yaml
 
 from dinoengine.config import CfgNode, ConfigError, get_cfg
-from dinoengine.engine import default_argument_parser, default_setup, exit_on_user_error, load_config
+from dinoengine.data import DataError
+from dinoengine.engine import default_argument_parser, default_setup, exit_on_user_error, load_config, save_config
 from dinoengine.engine.setup import check_output_dir, config_changes, load_weights_for_evaluation, resolve_device
 
 
@@ -105,17 +108,41 @@ def test_the_batch_is_checked_against_all_processes(monkeypatch: pytest.MonkeyPa
 def test_eval_only_needs_no_training_data() -> None:
     with pytest.raises(ConfigError, match="DATASETS.TRAIN is empty"):
         load_config(_args("--num-gpus", "0"))
-    load_config(_args("--num-gpus", "0", "--eval-only"))
+    load_config(_args("--num-gpus", "0", "--eval-only", "DATASETS.TEST=digits"))
+
+
+@pytest.mark.parametrize("words", [("--num-machines", "0"), ("--machine-rank", "1"), ("--machine-rank", "-1")])
+def test_impossible_machines_are_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="--num-machines: must be 1 or more, and --machine-rank from 0 below it"):
+        load_config(_args("--num-gpus", "0", "DATASETS.TRAIN=digits", *words))
 
 
 def test_setup_writes_a_config_that_alone_reproduces_the_run(tiny_cfg: CfgNode) -> None:
     default_setup(tiny_cfg, _args())
     again = get_cfg()
     again.merge_from_file(os.path.join(tiny_cfg.OUTPUT_DIR, "config.yaml"))
+    tiny_cfg.MODEL.DEVICE = "auto"  # which means the CPU here
     assert again == tiny_cfg
     text = Path(tiny_cfg.OUTPUT_DIR, "log.txt").read_text()
     assert "Python" in text
     assert "MAX_ITER: 10" in text
+
+
+def test_a_device_that_auto_would_not_choose_is_kept(tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, written in (("cpu", "cpu"), ("cuda", "auto")):
+        tiny_cfg.MODEL.DEVICE = device
+        os.makedirs(tiny_cfg.OUTPUT_DIR, exist_ok=True)
+        save_config(tiny_cfg)
+        assert yaml.safe_load(Path(tiny_cfg.OUTPUT_DIR, "config.yaml").read_text())["MODEL"]["DEVICE"] == written
+
+
+def test_resuming_does_not_touch_the_config_before_the_checkpoint_fits(tiny_cfg: CfgNode) -> None:
+    default_setup(tiny_cfg, _args())
+    before = Path(tiny_cfg.OUTPUT_DIR, "config.yaml").read_bytes()
+    tiny_cfg.MODEL.DINO_HEAD.NUM_PROTOTYPES = 99
+    default_setup(tiny_cfg, _args("--resume"))
+    assert Path(tiny_cfg.OUTPUT_DIR, "config.yaml").read_bytes() == before
 
 
 def test_a_drawn_seed_is_kept_for_the_resumed_run(tiny_cfg: CfgNode) -> None:
@@ -178,6 +205,26 @@ def test_a_user_error_is_one_line_and_code_2(error: Exception, capsys: pytest.Ca
         raise error
     assert done.value.code == 2
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_another_rank_tells_its_name_after_rank_0_had_its_say(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise ValueError("no images")
+    assert re.fullmatch(r"error on rank 1 \(.+\): no images\n", capsys.readouterr().err)
+    assert waited == [3]
+
+
+def test_only_the_named_errors_are_the_users() -> None:
+    with pytest.raises(ValueError, match="a bug"), exit_on_user_error(DataError):
+        raise ValueError("a bug")
+    with pytest.raises(SystemExit), exit_on_user_error(DataError):
+        raise DataError("a file")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dinoengine.engine import AMPTrainer, SimpleTrainer, hooks
-from dinoengine.engine.simple_trainer import as_loss_terms
+from dinoengine.engine.simple_trainer import as_loss_terms, load_optimizer_state
 from dinoengine.structures import LossTerm, LossTerms
 from tests.engine.toys import ToyData, ToyModel, toy_trainer
 
@@ -211,6 +211,45 @@ def test_a_run_without_scaler_can_go_on_with_one_and_state_comes_back(caplog: py
     with_scaler.load_state_dict(state)
     assert with_scaler.grad_scaler is not None
     assert with_scaler.grad_scaler.scale_value == 3.0  # type: ignore[attr-defined]
+
+
+def _adamw(model: ToyModel, split: bool, **options: Any) -> torch.optim.AdamW:
+    names, params = zip(*model.named_parameters(), strict=True)
+    parts = [slice(0, 1), slice(1, None)] if split else [slice(None)]
+    groups = [{"params": list(params[part]), "param_names": list(names[part]), "lr_mult": 0.5} for part in parts]
+    return torch.optim.AdamW(groups, lr=0.1, **options)
+
+
+def test_moments_are_resumed_by_name_and_hyperparameters_stay_those_of_the_config() -> None:
+    first = ToyModel()
+    old = _adamw(first, split=False, betas=(0.9, 0.999))
+    first.linear.weight.grad = torch.full_like(first.linear.weight, 2.0)
+    first.linear.bias.grad = torch.full_like(first.linear.bias, 3.0)
+    old.step()
+    second = ToyModel()
+    new = _adamw(second, split=True, betas=(0.9, 0.95))
+    load_optimizer_state(new, old.state_dict())
+    assert [group["betas"] for group in new.param_groups] == [(0.9, 0.95)] * 2
+    assert [group["lr_mult"] for group in new.param_groups] == [0.5, 0.5]
+    for name in ("weight", "bias"):
+        saved, loaded = (o.state[getattr(m.linear, name)] for o, m in ((old, first), (new, second)))
+        assert torch.equal(saved["exp_avg"], loaded["exp_avg"])
+        assert loaded["step"] == 1
+
+
+def test_an_optimizer_state_of_other_parameters_is_refused() -> None:
+    state = _adamw(ToyModel(), split=False).state_dict()
+    state["param_groups"][0]["param_names"][0] = "other.weight"
+    with pytest.raises(ValueError, match=r"they differ in .*other\.weight.*start a new run from its weights"):
+        load_optimizer_state(_adamw(ToyModel(), split=False), state)
+
+
+def test_a_metric_may_not_take_a_name_of_the_engine() -> None:
+    trainer = toy_trainer()
+    terms = LossTerms([LossTerm("a", trainer.model.linear.weight.sum(), 1.0)], {"grad_norm": torch.tensor(1.0)})
+    trainer.model.forward = lambda batch: terms  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="metrics grad_norm have names of the engine"):
+        trainer.train(0, 1)
 
 
 def test_what_a_model_may_return() -> None:

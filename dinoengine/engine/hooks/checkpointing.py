@@ -76,6 +76,7 @@ class BestCheckpointer(HookBase):
         self.metric = metric
         self.mode = mode
         self._seen_iteration = -1
+        self._is_warned = False
 
     def before_train(self) -> None:
         # After a resume the storage holds old values: they were judged when they were measured.
@@ -100,16 +101,18 @@ class BestCheckpointer(HookBase):
         self._check()
 
     def after_train(self) -> None:
-        if not self.trainer.succeeded:
-            return
-        self._check()
-        if self._seen_iteration < 0:
-            known = ", ".join(self.trainer.storage.names("eval")) or "none"
-            logger.warning(
-                "%s was never measured, so there is no best checkpoint. Results were: %s.", self.metric, known
-            )
+        if self.trainer.succeeded:
+            self._check()
 
     def _check(self) -> None:
+        measured = self.trainer.storage.names("eval")
+        if measured and self.metric not in measured and not self._is_warned:
+            self._is_warned = True
+            logger.warning(
+                "TEST.BEST_METRIC %s is not measured, so there is no best checkpoint. There are: %s.",
+                self.metric,
+                ", ".join(measured),
+            )
         value, iteration = self._latest()
         if iteration == self._seen_iteration:
             return

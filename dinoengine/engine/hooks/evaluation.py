@@ -83,16 +83,16 @@ class PreciseBN(HookBase):
         """
         Args:
             period: iterations, as of the EvalHook; 0: only at the end.
-            model: called on batches of ``data_loader``.
+            model: images -> anything; what is evaluated (a FeatureModel). A teacher's statistics are copies of the
+                student's, so register it after the EMA.
+            data_loader: SSLBatch; the model sees the global crops.
             num_iter: batches used.
         """
-        from fvcore.nn.precise_bn import get_bn_modules
-
         self.period = period
         self.model = model
         self.data_loader = data_loader
         self.num_iter = num_iter
-        self._has_batch_norm = bool(get_bn_modules(model))
+        self._has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -105,5 +105,11 @@ class PreciseBN(HookBase):
         from fvcore.nn.precise_bn import update_bn_stats
 
         device = next(self.model.parameters()).device
-        batches = (batch.to(device) if hasattr(batch, "to") else batch for batch in self.data_loader)
-        update_bn_stats(self.model, batches, self.num_iter)
+        crops = (batch.global_crops.to(device) for batch in self.data_loader)
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.train()  # fvcore averages what BatchNorm measures in training mode
+        try:
+            update_bn_stats(self.model, crops, self.num_iter)
+        finally:
+            for module, training in modes:
+                module.training = training

@@ -12,7 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class IterationTimer(HookBase):
-    """Puts ``time``, seconds per iteration, and logs the overall speed at the end. Register it first.
+    """Puts ``time``, seconds per iteration, and logs the overall speed at the end.
+
+    Register it behind hooks whose work belongs to a step (the EMA) and before the rest.
 
     Time of the other hooks (checkpoints, evaluation) is not part of ``time``; it is reported at the end. The first
     iterations of a run (allocations, worker start) are left out.

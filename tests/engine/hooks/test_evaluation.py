@@ -12,6 +12,7 @@ from torch import nn
 from dinoengine.data import build_test_loader
 from dinoengine.engine import hooks
 from dinoengine.modeling import build_model
+from dinoengine.structures import SSLBatch
 from tests.engine.toys import IdleTrainer
 
 
@@ -79,10 +80,12 @@ class _Normed(nn.Module):
 
 def test_precise_bn_averages_training_batches() -> None:
     batches = [torch.randn(64, 2, generator=torch.Generator().manual_seed(i)) * 3 + 5 for i in range(4)]
-    model = _Normed()
+    model = _Normed().eval()  # as a teacher is
     trainer = IdleTrainer()
-    trainer.register_hooks([hooks.PreciseBN(0, model, batches, num_iter=4)])
+    loader = [SSLBatch(crops, None, None, torch.arange(32)) for crops in batches]
+    trainer.register_hooks([hooks.PreciseBN(0, model, loader, num_iter=4)])
     trainer.train(0, 2)
+    assert not model.norm.training
     torch.testing.assert_close(model.norm.running_mean, torch.cat(batches).mean(0), rtol=1e-4, atol=1e-4)
     assert model.norm.momentum == 0.1
 

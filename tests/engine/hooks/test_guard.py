@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dinoengine.engine import hooks
+from dinoengine.utils import comm
 from tests.engine.toys import ToyData, toy_trainer
 
 
@@ -55,3 +56,22 @@ def test_overflows_without_end_stop_the_run() -> None:
     trainer.register_hooks([hooks.NonFiniteGuard()])
     with pytest.raises(FloatingPointError, match="overflowed in 41 iterations in a row"):
         trainer.train(0, 100)
+
+
+def test_the_loss_of_another_rank_decides_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fp16, a NaN loss elsewhere is no overflow here: all ranks skip, or all go on."""
+
+    class Scaler:
+        def scale(self, loss: torch.Tensor) -> torch.Tensor:
+            return loss
+
+        def unscale_(self, optimizer: object) -> None: ...
+        def step(self, optimizer: object) -> None: ...
+        def update(self) -> None: ...
+
+    monkeypatch.setattr(comm, "all_reduce_max", lambda t: torch.ones_like(t) if t.shape == (2,) else t)
+    guard = hooks.NonFiniteGuard(max_skips=3)
+    trainer = toy_trainer(grad_scaler=Scaler())
+    trainer.register_hooks([guard])
+    trainer.train(0, 2)
+    assert guard.num_skipped == 2

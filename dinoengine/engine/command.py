@@ -1,0 +1,59 @@
+"""The everyday command, ``tools/train_net.py``: train or evaluate from a config, in as many processes as asked for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from dinoengine.config import CfgNode
+from dinoengine.data import DataError
+from dinoengine.engine.defaults import DefaultTrainer
+from dinoengine.engine.launch import launch
+from dinoengine.engine.setup import (
+    default_argument_parser,
+    default_setup,
+    exit_on_user_error,
+    load_config,
+    load_weights_for_evaluation,
+    save_config,
+)
+from dinoengine.engine.ssl_trainer import SSLTrainer
+
+
+def run_command(trainer_class: type[DefaultTrainer] = SSLTrainer, argv: Sequence[str] | None = None) -> Any:
+    """Parse the command line, start the processes, train or evaluate.
+
+    Args:
+        trainer_class: your subclass; importable, as spawned processes import it.
+        argv: words of the command line; None: those of this process.
+
+    Returns:
+        The results, when there is one process; None when processes were spawned.
+    """
+    args = default_argument_parser().parse_args(argv)
+    with exit_on_user_error():
+        cfg = load_config(args)
+    where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    return launch(train_or_evaluate, *where, args=(cfg, args, trainer_class), device=cfg.MODEL.DEVICE)
+
+
+def train_or_evaluate(
+    cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] = SSLTrainer
+) -> dict[str, Any]:
+    """What each process of a run does."""
+    with exit_on_user_error():
+        cfg = default_setup(cfg, args)
+        if args.eval_only:
+            model = trainer_class.build_model(cfg)
+            load_weights_for_evaluation(cfg, model, resume=args.resume)
+            results = trainer_class.test(cfg, model)
+            trainer_class.report(cfg, results)
+            trainer_class.check_expected_results(cfg, results)
+            return results
+        trainer = trainer_class(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        if args.resume:
+            save_config(cfg)
+    with exit_on_user_error(DataError):
+        return trainer.train()

@@ -1,0 +1,82 @@
+"""The command in this process; tests/end_to_end runs it as users do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dinoengine.engine import SSLTrainer, run_command
+from tests.conftest import TINY
+
+
+def _words(folder: Path, *more: object) -> list[str]:
+    overrides = [str(word) for key, value in TINY.items() for word in (key, value)]
+    return ["--num-gpus", "0", *overrides, "OUTPUT_DIR", str(folder), *(str(word) for word in more)]
+
+
+class Ending(SSLTrainer):
+    """Is stopped in its last evaluation, as by a time limit."""
+
+    @classmethod
+    def test(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+
+def test_a_subclass_is_trained_and_evaluated(tmp_path: Path) -> None:
+    class Mine(SSLTrainer):
+        @classmethod
+        def report(cls, cfg: Any, results: dict[str, Any]) -> Any:
+            reports.append(results)
+            return {}
+
+    reports: list[dict[str, Any]] = []
+    trained = run_command(Mine, _words(tmp_path, "SOLVER.MAX_ITER", 2))
+    evaluated = run_command(Mine, _words(tmp_path, "--eval-only", "MODEL.WEIGHTS", tmp_path / "model_final.pth"))
+    assert trained == evaluated
+    assert reports == [trained, evaluated]
+
+
+def test_eval_only_does_not_train(tmp_path: Path) -> None:
+    run_command(SSLTrainer, _words(tmp_path, "SOLVER.MAX_ITER", 2))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "log.txt"}
+    run_command(SSLTrainer, _words(tmp_path, "--eval-only", "MODEL.WEIGHTS", tmp_path / "model_final.pth"))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "log.txt"} == before
+
+
+def test_a_run_stopped_in_its_last_evaluation_is_evaluated_by_resume(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_command(Ending, _words(tmp_path, "SOLVER.MAX_ITER", 2))
+    assert (tmp_path / "model_final.pth").exists()
+    assert not (tmp_path / "results.json").exists()
+    results = run_command(SSLTrainer, _words(tmp_path, "SOLVER.MAX_ITER", 2, "--resume"))
+    assert 0 <= results["knn"]["top1_k1"] <= 100
+    assert (tmp_path / "results.json").exists()
+    assert run_command(SSLTrainer, _words(tmp_path, "SOLVER.MAX_ITER", 2, "--resume")) == results
+
+
+def test_results_are_kept_and_judged_again_by_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = _words(tmp_path, "SOLVER.MAX_ITER", 2, "TEST.EXPECTED_RESULTS", "(('knn', 'top1_k1', 200.0, 1.0),)")
+    with pytest.raises(SystemExit) as first:
+        run_command(SSLTrainer, words)
+    assert "trained teacher" in capsys.readouterr().out  # the table comes before the verdict
+    with pytest.raises(SystemExit) as second:
+        run_command(SSLTrainer, [*words, "--resume"])
+    assert (first.value.code, second.value.code) == (1, 1)
+
+
+def test_a_resume_that_does_not_fit_leaves_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(SSLTrainer, _words(tmp_path, "SOLVER.MAX_ITER", 2))
+    before = (tmp_path / "config.yaml").read_bytes()
+    more = ("SOLVER.MAX_ITER", 4, "--resume", "MODEL.DINO_HEAD.NUM_PROTOTYPES", 77)
+    with pytest.raises(SystemExit):
+        run_command(SSLTrainer, _words(tmp_path, *more))
+    message = capsys.readouterr().err
+    assert "(model: [77" in message
+    assert "config.yaml beside it" in message
+    assert "WEIGHTS_STRICT" not in message
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    run_command(SSLTrainer, _words(tmp_path, "SOLVER.MAX_ITER", 4, "--resume"))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 4
