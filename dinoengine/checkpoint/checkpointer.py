@@ -35,6 +35,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not fit; says which keys and what to do."""
 
 
+class UnreadableCheckpointError(CheckpointError):
+    """A file that is damaged or no checkpoint at all."""
+
+
 class Checkpointer:
     """Saves a model and whatever has a ``state_dict``; only rank 0 writes, every rank reads."""
 
@@ -127,7 +131,7 @@ class Checkpointer:
         if last:
             reason = f"; MODEL.WEIGHTS {weights} is not used" if weights else ""
             logger.info("Resuming from %s (--resume, and it is the last checkpoint of this run%s).", last, reason)
-            return int(self.load(last)["iteration"]) + 1
+            return int(self._load_last(last)["iteration"]) + 1
         why = f"; --resume found no checkpoint in {self.save_dir}" if resume else ""
         if weights:
             logger.info("Starting at iteration 0 with the weights of %s (MODEL.WEIGHTS%s).", weights, why)
@@ -135,6 +139,18 @@ class Checkpointer:
         else:
             logger.info("Starting from scratch at iteration 0 (MODEL.WEIGHTS is empty%s).", why)
         return 0
+
+    def _load_last(self, path: str) -> dict[str, Any]:
+        try:
+            return self.load(path)
+        except UnreadableCheckpointError as error:
+            others = [os.path.basename(p) for p in periodic_checkpoints(self.save_dir).values() if p != path]
+            if not others:
+                raise
+            raise UnreadableCheckpointError(
+                f"{error}\nTo go on from an earlier one, write its name into {os.path.join(self.save_dir, POINTER)}; there "
+                f"are {_short(others[::-1])}."
+            ) from None
 
     def load(self, path: str, *, weights_only: bool = False) -> dict[str, Any]:
         """Load a file into the model and, unless ``weights_only``, into every checkpointable.
@@ -206,12 +222,14 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         data = torch.load(local, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
+        raise UnreadableCheckpointError(
             f"{path} was refused: it is damaged or holds pickled Python objects, which could run code. Only tensors and "
             f"plain values are read. ({_first_line(error)})"
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: damaged or not a checkpoint ({_first_line(error)}).") from None
+        raise UnreadableCheckpointError(
+            f"{path} cannot be read: damaged or not a checkpoint ({_first_line(error)})."
+        ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a checkpoint, which is a dict.")
     return data

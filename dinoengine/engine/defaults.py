@@ -344,12 +344,17 @@ class DefaultPredictor:
 
         Returns:
             Tokens for a batch of one, on the model's device.
+
+        Raises:
+            TypeError: for an array of another type.
         """
         from PIL import Image
 
         if isinstance(image, (str, os.PathLike)):
             image = Image.open(image)
         elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise TypeError(f"An image array must be uint8 (0..255), got {image.dtype}; scale and round it first.")
             image = Image.fromarray(image)
         device = next(self.model.parameters()).device
         with inference_context(self.model):

@@ -64,6 +64,7 @@ def launch(
             raise ValueError("Several machines need --dist-url tcp://<address of the first machine>:<free port>.")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     spawn_args = (num_processes_per_machine, world_size, machine_rank, dist_url, device, timeout, main_func, args)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # says that it ends the other processes
     try:
         mp.spawn(_spawned, nprocs=num_processes_per_machine, args=spawn_args)
     except mp.ProcessExitedException as error:

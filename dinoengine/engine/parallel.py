@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -21,7 +22,9 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
     """
     if not comm.is_distributed():
         return model
-    kwargs.setdefault("broadcast_buffers", False)
+    # torch 2.15 calls it forward_sync_buffers and warns of the old name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    kwargs.setdefault("forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers", False)
     if "device_ids" not in kwargs and next(model.parameters()).is_cuda:
         kwargs["device_ids"] = [comm.get_local_rank()]
     ddp = DistributedDataParallel(model, **kwargs)

@@ -65,7 +65,7 @@ def default_argument_parser() -> argparse.ArgumentParser:
         help="processes on this machine: one per GPU; 0 = one process on the CPU; with MODEL.DEVICE cpu N processes "
         "on the CPU (default: 1 GPU if there is one)",
     )
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="start the command once on each")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
     parser.add_argument(
         "--dist-url", default=None, metavar="URL", help="tcp://host:port, for several machines; else a free port"
@@ -92,6 +92,11 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             [
                 f"must be 1 or more, and --machine-rank from 0 below it; got {args.num_machines} and {args.machine_rank}."
             ],
+        )
+    if args.num_machines > 1 and args.dist_url in (None, "auto") and not under_torchrun():
+        raise ConfigError(
+            "--dist-url",
+            ["several machines need it: tcp://<address of the first machine>:<free port>, the same on each of them."],
         )
     cfg.MODEL.DEVICE, args.num_gpus = resolve_device(cfg.MODEL.DEVICE, args.num_gpus)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
@@ -294,7 +299,9 @@ def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume:
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=cfg.MODEL.WEIGHTS_STRICT)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise ConfigError(
-            "--eval-only",
-            ["has nothing to evaluate: give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a run."],
+            "MODEL.WEIGHTS",
+            ["is empty, so there is nothing to evaluate: name a checkpoint, or --resume with the OUTPUT_DIR of a run."],
         )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    path = (checkpointer.get_checkpoint_file() if resume else "") or cfg.MODEL.WEIGHTS
+    logger.info("Evaluating the weights of %s.", path)
+    checkpointer.load(path, weights_only=True)

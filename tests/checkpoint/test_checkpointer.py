@@ -205,3 +205,16 @@ def test_periodic_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
         "model_0000002.pth",
         "model_0000010.pth",
     ]
+
+
+def test_a_damaged_last_checkpoint_names_those_before_it(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path))
+    for iteration in (9, 19, 29):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    (tmp_path / "model_0000029.pth").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read(?s:.)*last_checkpoint; there are model_0000019\.pth, model_0000009\.pth"
+    ):
+        checkpointer.resume_or_load("", resume=True)
+    (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
+    assert checkpointer.resume_or_load("", resume=True) == 20

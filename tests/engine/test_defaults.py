@@ -133,7 +133,7 @@ def test_the_predictor_gives_the_teachers_features(tiny_cfg: CfgNode, weights: s
 
 
 def test_the_predictor_needs_weights(tiny_cfg: CfgNode) -> None:
-    with pytest.raises(ConfigError, match="give MODEL.WEIGHTS"):
+    with pytest.raises(ConfigError, match="MODEL.WEIGHTS: is empty"):
         DefaultPredictor(tiny_cfg)
 
 

@@ -98,11 +98,16 @@ def test_load_config_merges_resolves_checks_and_freezes(tmp_path: Path) -> None:
 def test_the_batch_is_checked_against_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "digits", "SOLVER.IMS_PER_BATCH", "10"]
     with pytest.raises(ConfigError, match="not divisible by 8 process"):
-        load_config(_args(*words, "--num-gpus", "4", "--num-machines", "2"))
+        load_config(_args(*words, "--num-gpus", "4", "--num-machines", "2", "--dist-url", "tcp://a:1"))
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "x"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="not divisible by 3 process"):
         load_config(_args(*words))
+
+
+def test_several_machines_need_an_address() -> None:
+    with pytest.raises(ConfigError, match="--dist-url: several machines need it"):
+        load_config(_args("--num-gpus", "0", "--num-machines", "2", "DATASETS.TRAIN=digits"))
 
 
 def test_eval_only_needs_no_training_data() -> None:
@@ -234,5 +239,5 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 def test_nothing_to_evaluate_is_an_error(tiny_cfg: CfgNode) -> None:
     for resume in (False, True):
-        with pytest.raises(ConfigError, match="nothing to evaluate: give MODEL.WEIGHTS"):
+        with pytest.raises(ConfigError, match="MODEL.WEIGHTS: is empty, so there is nothing to evaluate"):
             load_weights_for_evaluation(tiny_cfg, torch.nn.Linear(1, 1), resume=resume)

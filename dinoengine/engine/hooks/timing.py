@@ -24,12 +24,13 @@ class IterationTimer(HookBase):
         self.warmup_iters = warmup_iters
         self._train_start = 0.0
         self._step_start = 0.0
+        self._warmup_seconds = 0.0
         self._step_seconds = 0.0
         self._num_steps = 0
 
     def before_train(self) -> None:
         self._train_start = time.perf_counter()
-        self._step_seconds = 0.0
+        self._warmup_seconds = self._step_seconds = 0.0
         self._num_steps = 0
 
     def before_step(self) -> None:
@@ -41,6 +42,8 @@ class IterationTimer(HookBase):
             self._step_seconds += seconds
             self._num_steps += 1
             self.trainer.storage.put_scalar("time", seconds)
+        else:
+            self._warmup_seconds += seconds
 
     def after_train(self) -> None:
         total = time.perf_counter() - self._train_start
@@ -51,5 +54,5 @@ class IterationTimer(HookBase):
                 datetime.timedelta(seconds=int(self._step_seconds)),
                 self._step_seconds / self._num_steps,
             )
-        others = datetime.timedelta(seconds=int(max(0.0, total - self._step_seconds)))
+        others = datetime.timedelta(seconds=int(max(0.0, total - self._step_seconds - self._warmup_seconds)))
         logger.info("Total training time: %s (%s on hooks)", datetime.timedelta(seconds=int(total)), others)

@@ -33,7 +33,10 @@ class PeriodicWriter(HookBase):
                 writer.write()
 
     def after_train(self) -> None:
+        # What came after the last write: results of the final evaluation, or the last values before an error. A run that
+        # failed in its first iteration has nothing to write, and leaves no trace of a run.
+        has_values = self.trainer.succeeded or self.trainer.iter > self.trainer.start_iter
         for writer in self.writers:
-            # What came after the last write: results of the final evaluation, or the last values before an error.
-            writer.write()
+            if has_values:
+                writer.write()
             writer.close()

@@ -149,3 +149,14 @@ def test_callbacks_get_the_trainer_at_every_point() -> None:
         "after_step@0",
         "after_train@1",
     ]
+
+
+def test_a_run_that_fails_in_its_first_iteration_leaves_no_metrics(tmp_path: Path) -> None:
+    for fail_at, rows in ((0, 0), (2, 3)):
+        trainer = IdleTrainer(fail_at=fail_at)
+        path = tmp_path / f"{fail_at}.json"
+        lr = hooks.CallbackHook(before_step=lambda t: t.storage.put_scalar("lr", 0.1))
+        trainer.register_hooks([lr, hooks.PeriodicWriter([JSONWriter(str(path), 0)], period=1)])
+        with pytest.raises(RuntimeError, match="step failed"):
+            trainer.train(0, 5)
+        assert len(path.read_text().splitlines() if path.exists() else []) == rows
