@@ -94,6 +94,22 @@ class CfgNode(_YacsCfgNode):
         return yaml.safe_dump(_to_plain(self), sort_keys=False, default_flow_style=None, width=110, **kwargs)
 
 
+def key_origins(cfg: CfgNode, config_file: str = "", overrides: Iterable[Any] = ()) -> dict[str, str]:
+    """What gave each key of ``cfg`` its value, when ``config_file`` and then ``overrides`` were merged into the defaults.
+
+    Returns:
+        Every key, in order, with the path of the file that set it last, "command line" or "default". A key that a file
+        sets to its default value counts as set by that file.
+
+    Raises:
+        ConfigError: for a file or overrides that cannot be read; merge them first to have their content checked.
+    """
+    sources = _load_with_bases(config_file, ()) if config_file else []
+    origins = {key: path for path, values in sources for key, _ in _flatten(values)}
+    origins |= {key: "command line" for key, _ in _parse_overrides(list(overrides))}
+    return {key: origins.get(key, "default") for key, _ in _leaves(cfg)}
+
+
 def _load_with_bases(path: str, seen: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     """(file, values) of a config and its bases, in the order they are to be merged."""
     path = os.path.abspath(os.path.expanduser(path))

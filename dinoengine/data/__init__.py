@@ -8,6 +8,7 @@ from dinoengine.data.catalog import (
     build_datasets,
 )
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
+from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.datasets import Digits, ImageFolder, Synthetic
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
@@ -28,9 +29,11 @@ __all__ = [
     "MultiCrop",
     "PositionBatches",
     "Synthetic",
+    "TensorRow",
     "TrainingSampler",
     "build_dataset",
     "build_datasets",
     "build_test_loader",
     "build_train_loader",
+    "describe_batch",
 ]
