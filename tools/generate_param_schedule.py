@@ -39,7 +39,10 @@ _PLOT_POINTS = 1000
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
     parser.add_argument(
@@ -64,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
         validate(cfg)
         if args.at and max(args.at) >= cfg.SOLVER.MAX_ITER:
             last = cfg.SOLVER.MAX_ITER - 1
-            raise ValueError(f"--at {max(args.at)} is beyond the run, whose iterations are 0 to {last} (SOLVER.MAX_ITER).")
+            raise ValueError(
+                f"--at {max(args.at)} is beyond the run, whose iterations are 0 to {last} (SOLVER.MAX_ITER)."
+            )
         with torch.device("meta"):
             model = build_model(cfg)
         print_layers(cfg, model)
@@ -81,10 +86,14 @@ def print_layers(cfg: CfgNode, model: nn.Module) -> None:
     solver = cfg.SOLVER
     peak = scaled_lr(solver.BASE_LR, solver.IMS_PER_BATCH, solver.REFERENCE_BATCH_SIZE, solver.LR_SCALING)
     rows = layer_table(cfg, model)
-    table = [(r.layer, f"{r.lr_mult:.5f}", f"{r.wd_mult:g}", f"{r.lr_mult * peak:.4e}", f"{r.num_params:,}") for r in rows]
+    table = [
+        (r.layer, f"{r.lr_mult:.5f}", f"{r.wd_mult:g}", f"{r.lr_mult * peak:.4e}", f"{r.num_params:,}") for r in rows
+    ]
     table.append(("total", "", "", "", f"{sum(r.num_params for r in rows):,}"))
     headers = ("layer", "LR factor", "WD factor", "peak LR", "parameters")
-    print(f"Batch {solver.IMS_PER_BATCH}, peak LR {peak:.4e} (SOLVER.BASE_LR {solver.BASE_LR:g}, {solver.LR_SCALING} scaling)")
+    print(
+        f"Batch {solver.IMS_PER_BATCH}, peak LR {peak:.4e} (SOLVER.BASE_LR {solver.BASE_LR:g}, {solver.LR_SCALING} scaling)"
+    )
     print(tabulate(table, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 4)))
 
 

@@ -12,6 +12,7 @@ from dinoengine.config import CfgNode, get_cfg, key_origins, validate
 from dinoengine.config.show import annotated_yaml
 from dinoengine.data import build_test_loader, build_train_loader, describe_batch
 from dinoengine.engine import exit_on_user_error
+from dinoengine.engine.setup import config_changes
 from dinoengine.structures import ImageBatch, SSLBatch
 
 _DESCRIPTION = """
@@ -36,7 +37,10 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE. Examples:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
     parser.add_argument("--changed", action="store_true", help="only the keys that differ from the defaults")
@@ -59,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
             print_inputs(cfg, args.num_gpus)
         else:
             origins = key_origins(cfg, args.config_file, args.opts)
-            print(annotated_yaml(cfg, origins, changed_only=args.changed))
+            if args.changed:
+                origins = {key: origins[key] for key, _, _ in config_changes(get_cfg(), cfg)}
+            print(annotated_yaml(cfg, origins), end="")
     return 0
 
 

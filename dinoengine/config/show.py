@@ -9,34 +9,31 @@ from typing import Any
 import yaml
 
 from dinoengine.config.config import CfgNode
-from dinoengine.config.defaults import get_cfg
 
 
-def annotated_yaml(cfg: CfgNode, origins: Mapping[str, str], *, changed_only: bool = False) -> str:
-    """``cfg`` as YAML that loads back to the same config, with the origin of each key as a comment.
+def annotated_yaml(cfg: CfgNode, origins: Mapping[str, str]) -> str:
+    """``cfg`` as YAML that loads back to it, one key a line, with the origin of each as a comment.
 
     Args:
-        origins: key -> origin, from ``key_origins``; files below the current folder are named relative to it.
-        changed_only: only the keys whose value is not the default's.
+        origins: key -> origin, e.g. from ``key_origins``; keys that are not in it are left out. Files below the current
+            folder are named relative to it.
     """
-    lines = list(_lines(cfg, get_cfg() if changed_only else None, origins, ""))
+    lines = list(_lines(cfg, origins, ""))
     # One long value shall not push every comment to the right.
     width = min(60, max((len(line) for line, origin in lines if origin), default=0))
-    return "\n".join(f"{line:<{width}}  # {_short(origin)}" if origin else line for line, origin in lines)
+    return "".join(f"{line:<{width}}  # {_short(origin)}\n" if origin else f"{line}\n" for line, origin in lines)
 
 
-def _lines(
-    node: CfgNode, default: CfgNode | None, origins: Mapping[str, str], path: str
-) -> Iterator[tuple[str, str | None]]:
-    """(YAML line, origin) of each key below ``node``; a heading has no origin."""
+def _lines(node: CfgNode, origins: Mapping[str, str], path: str) -> Iterator[tuple[str, str]]:
+    """(YAML line, origin) of each key below ``node``; the origin of a heading is empty."""
     indent = "  " * path.count(".")
     for name, value in node.items():
         if isinstance(value, CfgNode):
-            below = list(_lines(value, default and default[name], origins, f"{path}{name}."))
+            below = list(_lines(value, origins, f"{path}{name}."))
             if below:
-                yield f"{indent}{name}:", None
+                yield f"{indent}{name}:", ""
                 yield from below
-        elif default is None or value != default[name]:
+        elif f"{path}{name}" in origins:
             yield f"{indent}{name}: {_inline(value)}", origins[f"{path}{name}"]
 
 

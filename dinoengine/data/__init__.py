@@ -8,8 +8,8 @@ from dinoengine.data.catalog import (
     build_datasets,
 )
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
-from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.datasets import Digits, ImageFolder, Synthetic
+from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
 

@@ -87,34 +87,34 @@ def schedule_warnings(cfg: CfgNode, model: nn.Module) -> list[str]:
     peak = scaled_lr(solver.BASE_LR, solver.IMS_PER_BATCH, solver.REFERENCE_BATCH_SIZE, solver.LR_SCALING)
     values = schedule_values(cfg, model, turning_points(cfg))
     highest, last = max(values["lr"]), values["lr"][-1]
+    run = f"in a run of SOLVER.MAX_ITER {total}"
     warnings = []
     if peak == 0:
         warnings.append("The LR is 0 throughout: SOLVER.BASE_LR is 0.")
-    elif solver.MIN_LR > peak:
+    elif peak < solver.MIN_LR:
         warnings.append(f"The LR rises to its end: SOLVER.MIN_LR {solver.MIN_LR:g} is above the peak {peak:.4g}.")
     elif highest < peak and not math.isclose(highest, peak):
         warnings.append(
-            f"The LR never reaches its peak {peak:.4g}: SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} in a run of SOLVER.MAX_ITER "
-            f"{total} ends at {last:.4g}, {last / peak:.1%} of it, and the cosine after it is never begun."
+            f"The LR never reaches its peak {peak:.4g}: SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} {run} ends at "
+            f"{last:.4g}, {last / peak:.1%} of it, and the cosine after it is never begun."
         )
     elif peak - last < _COSINE_DONE * (peak - solver.MIN_LR):
         warnings.append(
             f"The LR ends at {last:.4g}, far from SOLVER.MIN_LR {solver.MIN_LR:g}: after SOLVER.WARMUP_ITERS "
             f"{solver.WARMUP_ITERS} only {total - solver.WARMUP_ITERS} iterations are left for the cosine."
         )
-    if solver.FREEZE_LAST_LAYER_ITERS >= total:
+    frozen = solver.FREEZE_LAST_LAYER_ITERS
+    if frozen >= total:
+        warnings.append(f"The prototypes are never trained: SOLVER.FREEZE_LAST_LAYER_ITERS {frozen} {run}.")
+    last_temp = values["teacher_temp"][-1]
+    if not math.isclose(last_temp, teacher.TEMP):
         warnings.append(
-            f"The prototypes are never trained: SOLVER.FREEZE_LAST_LAYER_ITERS {solver.FREEZE_LAST_LAYER_ITERS} in a run of "
-            f"SOLVER.MAX_ITER {total}."
-        )
-    if not math.isclose(values["teacher_temp"][-1], teacher.TEMP):
-        warnings.append(
-            f"The teacher temperature ends at {values['teacher_temp'][-1]:.4g} instead of MODEL.TEACHER.TEMP "
-            f"{teacher.TEMP:g}: MODEL.TEACHER.TEMP_WARMUP_ITERS {teacher.TEMP_WARMUP_ITERS} in a run of SOLVER.MAX_ITER {total}."
+            f"The teacher temperature ends at {last_temp:.4g} instead of MODEL.TEACHER.TEMP {teacher.TEMP:g}: "
+            f"MODEL.TEACHER.TEMP_WARMUP_ITERS {teacher.TEMP_WARMUP_ITERS} {run}."
         )
     if teacher.MOMENTUM > teacher.MOMENTUM_END:
         warnings.append(
-            f"The teacher follows the student ever faster: MODEL.TEACHER.MOMENTUM {teacher.MOMENTUM:g} is above MOMENTUM_END "
-            f"{teacher.MOMENTUM_END:g}."
+            f"The teacher follows the student ever faster: MODEL.TEACHER.MOMENTUM {teacher.MOMENTUM:g} is above "
+            f"MOMENTUM_END {teacher.MOMENTUM_END:g}."
         )
     return warnings

@@ -29,7 +29,9 @@ def plot_schedules(columns: Mapping[str, Sequence[float]], path: str, title: str
     rates = [name for name in columns if name.endswith("lr")]
     others = [name for name in columns if name not in ("iteration", *rates)]
     rows = -(-(1 + len(others)) // 2)
-    figure = Figure(figsize=(11, 3.4 * rows), layout="constrained")  # a Figure of its own: pyplot would look for a display
+    figure = Figure(
+        figsize=(11, 3.4 * rows), layout="constrained"
+    )  # a Figure of its own: pyplot would look for a display
     panels = figure.subplots(rows, 2, squeeze=False).flatten().tolist()
     for name in rates:
         style = {"linewidth": 1.8} if name == "lr" else {"linewidth": 1.2, "linestyle": "--"}
