@@ -37,7 +37,17 @@ setup(
         "PyYAML",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tabulate", "types-tqdm"],
+        "plot": ["matplotlib"],
+        "test": [
+            "pytest>=8",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "types-tabulate",
+            "types-tqdm",
+            "matplotlib",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

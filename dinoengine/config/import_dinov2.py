@@ -206,7 +206,11 @@ def import_dinov2_config(path: str, num_gpus: int | None) -> ImportedConfig:
                 f"train.batch_size_per_gpu {batch} is per GPU: give the number of GPUs of that run (--num-gpus N, N >= 1)."
             ],
         )
-    problems: list[str] = []
+    problems = [
+        f"{key} is {value!r}; resolve it first (OmegaConf.to_yaml(cfg, resolve=True) writes such a file)."
+        for key, value in values.items()
+        if key in {*_PUBLISHED, *_RENAMED} and isinstance(value, str) and ("${" in value or value == "???")
+    ]
     ours = {key: (value, source) for key, value, source in _translate(values, num_gpus, problems)}
     if problems:
         raise ConfigError(where, problems)
