@@ -37,6 +37,7 @@ setup(
         "PyYAML",
     ],
     extras_require={
+        "plot": ["matplotlib"],
         "test": [
             "pytest>=8",
             "hypothesis",
@@ -45,6 +46,7 @@ setup(
             "types-PyYAML",
             "types-tabulate",
             "types-tqdm",
+            "matplotlib",
         ],
     },
     classifiers=[

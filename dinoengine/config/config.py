@@ -46,7 +46,7 @@ class CfgNode(_YacsCfgNode):
         trial.defrost()
         for node in (trial, self):  # an error in any file of the chain leaves this config as it was
             for file_path, values in chain:
-                node._merge_values(_flatten(values), f"Config file {file_path}")
+                node._merge_values(flatten(values), f"Config file {file_path}")
 
     def merge_from_list(self, cfg_list: Iterable[Any]) -> None:
         """Merge overrides given as ``KEY VALUE`` pairs, ``KEY=VALUE`` words, or a mixture.
@@ -58,7 +58,7 @@ class CfgNode(_YacsCfgNode):
 
     def merge_from_other_cfg(self, cfg_other: _YacsCfgNode) -> None:
         """Merge another config; the same rules as for a file."""
-        self._merge_values(_flatten(cfg_other), "Config")
+        self._merge_values(flatten(cfg_other), "Config")
 
     def _merge_values(self, values: list[tuple[str, Any]], where: str) -> None:
         problems: list[str] = []
@@ -94,6 +94,22 @@ class CfgNode(_YacsCfgNode):
         return yaml.safe_dump(_to_plain(self), sort_keys=False, default_flow_style=None, width=110, **kwargs)
 
 
+def key_origins(cfg: CfgNode, config_file: str = "", overrides: Iterable[Any] = ()) -> dict[str, str]:
+    """What gave each key of ``cfg`` its value, when ``config_file`` and then ``overrides`` were merged into the defaults.
+
+    Returns:
+        Every key, in order, with the path of the file that set it last, "command line" or "default". A key that a file
+        sets to its default value counts as set by that file.
+
+    Raises:
+        ConfigError: for a file or overrides that cannot be read; merge them first to have their content checked.
+    """
+    sources = _load_with_bases(config_file, ()) if config_file else []
+    origins = {key: path for path, values in sources for key, _ in flatten(values)}
+    origins |= {key: "command line" for key, _ in _parse_overrides(list(overrides))}
+    return {key: origins.get(key, "default") for key, _ in _leaves(cfg)}
+
+
 def _load_with_bases(path: str, seen: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     """(file, values) of a config and its bases, in the order they are to be merged."""
     path = os.path.abspath(os.path.expanduser(path))
@@ -121,18 +137,31 @@ def _load_with_bases(path: str, seen: tuple[str, ...]) -> list[tuple[str, dict[s
     return [*chain, (path, values)]
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as ("A.B.C", value) pairs, in order; an empty mapping is a value."""
     flat: list[tuple[str, Any]] = []
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            flat += _flatten(value, f"{prefix}{key}.")
+            flat += flatten(value, f"{prefix}{key}.")
         else:
             flat.append((f"{prefix}{key}", value))
     return flat
 
 
+def unflatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings from dotted keys: {"A.B": 1} -> {"A": {"B": 1}}."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, leaf = key.split(".")
+        node = nested
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = value
+    return nested
+
+
 def _leaves(node: _YacsCfgNode) -> list[tuple[str, Any]]:
-    return _flatten(node)
+    return flatten(node)
 
 
 class _Word(str):

@@ -9,6 +9,7 @@ from dinoengine.data.catalog import (
 )
 from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset
 from dinoengine.data.datasets import Digits, ImageFolder, Synthetic
+from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
 
@@ -29,9 +30,11 @@ __all__ = [
     "MultiCrop",
     "PositionBatches",
     "Synthetic",
+    "TensorRow",
     "TrainingSampler",
     "build_dataset",
     "build_datasets",
     "build_test_loader",
     "build_train_loader",
+    "describe_batch",
 ]

@@ -30,7 +30,7 @@ def param_groups(
     for name, parameter in model.named_parameters():  # a shared parameter comes once, under its first name
         if not parameter.requires_grad:
             continue
-        facts = _facts(model, name, parameter)
+        facts = facts_of(model, name, parameter)
         lr_mult = layer_decay ** (facts.num_layers + 1 - facts.layer_id)
         if facts.role == "patch_embed":
             lr_mult *= patch_embed_lr_mult
@@ -50,7 +50,8 @@ def param_groups(
     return list(groups.values())
 
 
-def _facts(model: nn.Module, name: str, parameter: nn.Parameter) -> ParamFacts:
+def facts_of(model: nn.Module, name: str, parameter: nn.Parameter) -> ParamFacts:
+    """What ``model`` states about a parameter, or for a model without ``param_facts`` what its shape suggests."""
     if hasattr(model, "param_facts"):
         facts: ParamFacts = model.param_facts(name)  # type: ignore[operator]
         return facts

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dinoengine.config import CfgNode, ConfigError, get_cfg
-from dinoengine.config.config import BASE_KEY
+from dinoengine.config import CfgNode, ConfigError, get_cfg, key_origins
+from dinoengine.config.config import BASE_KEY, flatten, unflatten
 
 
 def _merged(*words: Any) -> CfgNode:
@@ -412,3 +412,35 @@ def test_pickling_keeps_values_types_and_the_frozen_state(protocol: int) -> None
     again.defrost()
     again.merge_from_list(["SEED", "1"])
     assert cfg.SEED == 0
+
+
+def test_key_origins_name_the_last_setter_of_each_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("SEED: 1\nSOLVER: {BASE_LR: 1.0, EPS: 1e-3}\nTEST:\n")
+    (tmp_path / "b.yaml").write_text("SOLVER: {BASE_LR: 2.0}\n")
+    (tmp_path / "c.yaml").write_text("_BASE_: [a.yaml, b.yaml]\nSOLVER: {MAX_ITER: 125000}\n")
+    cfg = get_cfg()
+    overrides = ["SEED", "7", "SOLVER.BETAS=(0.9, 0.95)"]
+    cfg.merge_from_file(str(tmp_path / "c.yaml"))
+    cfg.merge_from_list(overrides)
+    origins = key_origins(cfg, str(tmp_path / "c.yaml"), overrides)
+    expected = {
+        "SEED": "command line",
+        "SOLVER.EPS": str(tmp_path / "a.yaml"),
+        "SOLVER.BASE_LR": str(tmp_path / "b.yaml"),
+        "SOLVER.MAX_ITER": str(tmp_path / "c.yaml"),  # although it is the default's value
+        "SOLVER.BETAS": "command line",
+    }
+    assert {key: origin for key, origin in origins.items() if origin != "default"} == expected
+    assert origins.keys() == dict(flatten(cfg)).keys()
+
+
+def test_key_origins_of_the_defaults_are_all_default() -> None:
+    assert set(key_origins(get_cfg()).values()) == {"default"}
+    with pytest.raises(ConfigError, match="there is no such file"):
+        key_origins(get_cfg(), "missing.yaml")
+
+
+def test_flatten_and_unflatten_are_inverse() -> None:
+    nested = {"A": {"B": 1, "C": {"D": (2, 3)}}, "E": {}, "F": None}
+    assert flatten(nested) == [("A.B", 1), ("A.C.D", (2, 3)), ("E", {}), ("F", None)]
+    assert unflatten(dict(flatten(nested))) == nested
