@@ -30,6 +30,8 @@ def test_version_is_what_setup_reads() -> None:
 
 def test_every_third_party_import_is_a_dependency() -> None:
     required = ast.literal_eval(_setup_arguments()["install_requires"])
+    extras = ast.literal_eval(_setup_arguments()["extras_require"])
+    required += [line for extra, lines in extras.items() if extra != "test" for line in lines]
     names = {re.split(r"[ ;<>=]", line)[0].lower() for line in required}
     package_of = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     imported = set()

@@ -1,4 +1,7 @@
-"""The backbone beside those of timm and transformers, where they are installed: random weights, no download."""
+"""The backbone beside those of timm and transformers, where they are installed: random weights, no download.
+
+``pip install -e '.[interop]'`` installs both.
+"""
 
 from __future__ import annotations
 
