@@ -38,8 +38,13 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib"],
+        # Other libraries' models, to compare with
+        "interop": ["timm", "transformers", "safetensors"],
         "test": [
             "pytest>=8",
+            "timm",
+            "transformers",
+            "safetensors",
             "hypothesis",
             "ruff==0.17.5",
             "mypy==2.4.1",

@@ -60,8 +60,9 @@ class BlockMasking:
         """Try to add one block of at most ``missing`` new cells in place; returns how many it added."""
         rows, columns = self.grid
         widest = abs(math.log(self.min_aspect))
+        most = min(missing, self.max_block_patches)
         # With few cells to go the limits change places, as published: blocks then get smaller than the smallest.
-        limits = sorted((self.min_block_patches, min(missing, self.max_block_patches)))
+        limits = sorted((self.min_block_patches, most))
         for _ in range(_TRIES_PER_BLOCK):
             area = rng.uniform(*limits)
             aspect = math.exp(rng.uniform(-widest, widest))
@@ -73,7 +74,7 @@ class BlockMasking:
             left = int(rng.integers(0, columns - width + 1))
             block = mask[top : top + height, left : left + width]
             new = height * width - int(block.sum())
-            if 0 < new <= missing:
+            if 0 < new <= most:  # rounding its sides can make a block larger than its area
                 block[:] = True
                 return new
         return 0

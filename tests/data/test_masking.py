@@ -122,6 +122,13 @@ def test_masks_are_blocks_of_the_published_shape():
         assert ours.mean() < 0.6 * _num_borders(scattered.reshape(14, 14))
 
 
+def test_no_block_is_larger_than_half_the_grid_however_many_cells_are_wanted():
+    """Half of 14 x 14 is 98; sides of 9.5 and 10.3 cells round to a block of 100, which is refused, as published."""
+    masking, rng = BlockMasking((14, 14)), np.random.default_rng(0)
+    sizes = [masking._add_block(np.zeros((14, 14), dtype=bool), 196, rng) for _ in range(3000)]
+    assert 90 < max(sizes) <= 98
+
+
 def test_every_patch_is_masked_as_often_as_published():
     """The middle more often than the edges (blocks must fit); rows and columns alike."""
     masking, rng = BlockMasking((7, 7)), np.random.default_rng(5)

@@ -61,6 +61,17 @@ def test_one_image_has_no_neighbour() -> None:
     assert torch.equal(features.grad, torch.zeros(1, 3))
 
 
+@pytest.mark.parametrize(("width", "constant"), [(8, 17.1), (384, 15.4), (1024, 14.9)])
+def test_the_published_distance_differs_only_where_points_coincide(width: int, constant: float) -> None:
+    """It adds 1e-8 to every coordinate of the difference, and 1e-8 to the distance."""
+    published = torch.nn.PairwiseDistance(2, eps=1e-8)
+    points = torch.nn.functional.normalize(_features(2, width), dim=1)
+    expected = -(published(points[:1], points[1:]) + 1e-8).log().item()
+    assert koleo_loss(points).item() == pytest.approx(expected, abs=1e-6)
+    alone = -(published(points[:1], points[:1]) + 1e-8).log().item()
+    assert alone == pytest.approx(constant, abs=0.05)
+
+
 def test_half_precision_and_autocast_are_computed_in_fp32() -> None:
     features = _features().bfloat16()
     expected = koleo_loss(features.float())

@@ -48,6 +48,15 @@ def test_sinkhorn_uses_prototypes_equally_when_it_converges() -> None:
     torch.testing.assert_close(got.sum(0), torch.full((4,), 3.0, dtype=torch.float64))
 
 
+def test_sinkhorn_leaves_balanced_targets_as_they_are() -> None:
+    """Fixed points: rows that sum to 1 and prototypes that are used equally often; among them the uniform ones."""
+    balanced = _slow_sinkhorn(_logits(6, 4), 0.5, 500)
+    torch.testing.assert_close(balanced.sum(0), torch.full((4,), 6 / 4, dtype=torch.float64))
+    torch.testing.assert_close(SinkhornKnopp(3)(balanced.log() * 0.07, 0.07), balanced)
+    alike = _logits(1, 5).expand(8, 5)
+    torch.testing.assert_close(SinkhornKnopp(3)(alike, 0.04), torch.full((8, 5), 0.2, dtype=torch.float64))
+
+
 def test_sinkhorn_ignores_a_constant_and_does_not_overflow() -> None:
     logits = _logits()
     torch.testing.assert_close(SinkhornKnopp(3)(logits + 1e3, 0.5), SinkhornKnopp(3)(logits, 0.5))

@@ -1,0 +1,1 @@
+"""Figures of the published training beside what this installation computes; ``tools/verify_numerics.py`` prints them."""
