@@ -15,7 +15,7 @@ train: .venv/installed
 	$(BIN)/python tools/train_net.py --config-file configs/quickstart/digits.yaml --num-gpus 0 --resume OUTPUT_DIR output/quickstart
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ setup(
         "interop": ["timm", "transformers", "safetensors"],
         "test": [
             "pytest>=8",
+            "pytest-xdist",
             "timm",
             "transformers",
             "safetensors",

@@ -117,7 +117,12 @@ def test_make_test_lints_types_and_tests_in_this_order(checkout: Checkout) -> No
     code, _, calls = checkout.make("test", "PYTEST_ARGS=-x --co")
     assert code == 0
     assert ".[test]" in " ".join(_installs(calls))
-    assert calls[-4:] == ["ruff check .", "ruff format --check .", "mypy ", "python -m pytest -x --co"]
+    assert calls[-4:] == [
+        "ruff check .",
+        "ruff format --check .",
+        "mypy ",
+        "python -m pytest -n 2 --dist loadfile -x --co",
+    ]
 
 
 @pytest.mark.parametrize("step", ["ruff check", "ruff format", "mypy", "-m pytest"])

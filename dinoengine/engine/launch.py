@@ -111,7 +111,7 @@ def _run_in_group(
         comm.synchronize()
         return main_func(*args)
     finally:
-        dist.destroy_process_group()
+        comm.destroy_process_group()
 
 
 def _free_port() -> int:

@@ -7,6 +7,7 @@ group, so they work whatever the device.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from typing import Any
 
@@ -62,6 +63,16 @@ def _object_group_for(world: Any) -> Any:
 def _object_group() -> Any:
     # Keyed by the default group, so a process that opens a second group (tests do) gets a fresh one.
     return _object_group_for(dist.group.WORLD)
+
+
+def destroy_process_group() -> None:
+    """End the process group, with nothing left that holds it.
+
+    What still held it would be destroyed when the interpreter ends, where joining its threads can abort the process.
+    """
+    _object_group_for.cache_clear()
+    gc.collect()  # a trainer and its DDP model are a reference cycle
+    dist.destroy_process_group()
 
 
 def all_gather(data: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from dinoengine.modeling.backbone import VisionTransformer
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
 from dinoengine.modeling.meta_arch.feature_model import FeatureModel
 from dinoengine.structures import BackboneOutput
+from dinoengine.utils import comm
 
 BANK = "synthetic:num_images=37:num_classes=6:size=16"
 QUERIES = "synthetic:num_images=13:num_classes=6:size=16:seed=1"
@@ -74,7 +75,7 @@ def _run_rank(rank: int, folder: str) -> None:
     except ValueError as error:
         found["error"] = str(error)
     torch.save(found, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    comm.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

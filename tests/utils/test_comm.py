@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,7 +174,7 @@ def _check_gather_with_grad_of_a_strided_gradient(rank: int, folder: Path) -> No
 
 
 def _check_second_group(rank: int, folder: Path) -> None:
-    dist.destroy_process_group()
+    comm.destroy_process_group()
     assert comm.get_world_size() == 1
     assert comm.all_gather(rank) == [rank]
     _open_group(rank, folder / "second")
@@ -222,7 +223,7 @@ def _run_checks(rank: int, folder: Path) -> None:
         except Exception:
             failures[name] = traceback.format_exc()
         (folder / f"rank{rank}.pkl").write_bytes(pickle.dumps(failures))
-    dist.destroy_process_group()
+    comm.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +238,14 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 def test_with_two_processes(name: str, failures: list[dict[str, str]]) -> None:
     for rank, of_rank in enumerate(failures):
         assert not of_rank[name], f"rank {rank}:\n{of_rank[name]}"
+
+
+def test_nothing_holds_a_group_that_has_ended() -> None:
+    """What holds it is destroyed at interpreter exit, where its threads may abort the process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        comm._object_group()
+        group = weakref.ref(dist.group.WORLD)
+    finally:
+        comm.destroy_process_group()
+    assert group() is None
