@@ -35,17 +35,18 @@ setup(
         "Pillow",
         "numpy",
         "PyYAML",
+        # weight files of Hugging Face
+        "safetensors",
     ],
     extras_require={
         "plot": ["matplotlib"],
         # Other libraries' models, to compare with
-        "interop": ["timm", "transformers", "safetensors"],
+        "interop": ["timm", "transformers"],
         "test": [
             "pytest>=8",
             "pytest-xdist",
             "timm",
             "transformers",
-            "safetensors",
             "hypothesis",
             "ruff==0.17.5",
             "mypy==2.4.1",

@@ -30,6 +30,13 @@ TESTED_ELSEWHERE = {
         f"modeling/layers/{name}.py": "modeling/layers/test_small_layers.py"
         for name in ("attention", "block", "layer_scale", "mlp", "patch_embed", "pixel_norm")
     },
+    **{
+        f"checkpoint/{name}.py": "checkpoint/test_convert.py"
+        for name in (
+            "parity",
+            *(f"layouts/{n}" for n in ("layout", "meta", "dino", "hugging_face", "timm", "cerebras", "own")),
+        )
+    },
     "modeling/meta_arch/feature_model.py": "modeling/meta_arch/test_student_teacher.py",
     "modeling/heads/build.py": "modeling/test_build.py",
     "modeling/backbone/build.py": "modeling/test_build.py",

@@ -9,34 +9,31 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from dinoengine.checkpoint.files import (
+    CheckpointError,
+    UnreadableCheckpointError,
+    grouped_names,
+    read_checkpoint,
+    short_list,
+)
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write, local_path
+from dinoengine.utils.file_io import atomic_write
 
 logger = logging.getLogger(__name__)
 
 POINTER = "last_checkpoint"
-_MOST_NAMES = 8
 
 
 class Checkpointable(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit; says which keys and what to do."""
-
-
-class UnreadableCheckpointError(CheckpointError):
-    """A file that is damaged or no checkpoint at all."""
 
 
 class Checkpointer:
@@ -149,7 +146,7 @@ class Checkpointer:
                 raise
             raise UnreadableCheckpointError(
                 f"{error}\nTo go on from an earlier one, write its name into {os.path.join(self.save_dir, POINTER)}; there "
-                f"are {_short(others[::-1])}."
+                f"are {short_list(others[::-1])}."
             ) from None
 
     def load(self, path: str, *, weights_only: bool = False) -> dict[str, Any]:
@@ -168,14 +165,14 @@ class Checkpointer:
         data = read_checkpoint(path)
         if "model" not in data:
             raise CheckpointError(
-                f"{path} has no 'model' entry; it has {_short(list(data))}. Expected a checkpoint written by dinoengine."
+                f"{path} has no 'model' entry; it has {short_list(list(data))}. Expected a dinoengine checkpoint."
             )
         if not weights_only:
             missing = [name for name in self.checkpointables if name not in data]
             if missing:
                 raise CheckpointError(
                     f"{path} cannot be resumed from: it lacks the state of {', '.join(missing)} (it has "
-                    f"{_short(list(data))}). To start a new run from its weights use MODEL.WEIGHTS without --resume."
+                    f"{short_list(list(data))}). To start a new run from its weights use MODEL.WEIGHTS without --resume."
                 )
         # A resumed run is the run it was: there is nothing to leave out.
         self._load_model(data.pop("model"), path, strict=self.strict or not weights_only, may_be_partial=weights_only)
@@ -192,11 +189,11 @@ class Checkpointer:
         problems = []
         if misshapen:
             shapes = [f"{k} {list(saved[k].shape)} (model: {list(own[k].shape)})" for k in misshapen]
-            problems.append(f"{len(misshapen)} of another shape: {_short(shapes)}")
+            problems.append(f"{len(misshapen)} of another shape: {short_list(shapes)}")
         if missing:
-            problems.append(f"{len(missing)} missing: {_short(_grouped(missing))}")
+            problems.append(f"{len(missing)} missing: {short_list(grouped_names(missing))}")
         if unexpected:
-            problems.append(f"{len(unexpected)} not in the model: {_short(_grouped(unexpected))}")
+            problems.append(f"{len(unexpected)} not in the model: {short_list(grouped_names(unexpected))}")
         num_fitting = len(own) - len(missing) - len(misshapen)
         report = f"{path} does not fit the model ({num_fitting} of {len(own)} entries fit):\n  " + "\n  ".join(problems)
         if problems and (strict or num_fitting == 0):
@@ -209,51 +206,7 @@ class Checkpointer:
         self.model.load_state_dict(fitting, strict=False)
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU. Only data is read; pickled code is refused.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointError: if it is damaged, no checkpoint, or holds pickled code.
-    """
-    local = local_path(path)
-    if not os.path.isfile(local):
-        raise FileNotFoundError(f"Checkpoint {path} does not exist. Check MODEL.WEIGHTS.")
-    try:
-        data = torch.load(local, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnreadableCheckpointError(
-            f"{path} was refused: it is damaged or holds pickled Python objects, which could run code. Only tensors and "
-            f"plain values are read. ({_first_line(error)})"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UnreadableCheckpointError(
-            f"{path} cannot be read: damaged or not a checkpoint ({_first_line(error)})."
-        ) from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a checkpoint, which is a dict.")
-    return data
-
-
 def periodic_checkpoints(save_dir: str) -> dict[int, str]:
     """Iteration -> path of the ``model_<iteration>.pth`` files of a folder, in order of the iteration."""
     found = {int(m[1]): m[0] for name in os.listdir(save_dir) if (m := re.fullmatch(r"model_(\d{7,})\.pth", name))}
     return {iteration: os.path.join(save_dir, found[iteration]) for iteration in sorted(found)}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _grouped(keys: list[str]) -> list[str]:
-    """``a.b.x, a.b.y`` -> ``a.b.{x, y}``."""
-    groups: dict[str, list[str]] = {}
-    for key in keys:
-        prefix, _, leaf = key.rpartition(".")
-        groups.setdefault(prefix, []).append(leaf)
-    return [f"{p}.{{{', '.join(v)}}}" if len(v) > 1 else f"{p}.{v[0]}".lstrip(".") for p, v in groups.items()]
-
-
-def _short(names: list[str]) -> str:
-    more = f" ... and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more

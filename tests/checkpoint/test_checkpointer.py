@@ -93,7 +93,7 @@ def test_a_pointer_to_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth does not exist. Check MODEL.WEIGHTS"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth does not exist. Check the path"):
         Checkpointer(_model(), str(tmp_path)).resume_or_load("nowhere.pth", resume=False)
 
 

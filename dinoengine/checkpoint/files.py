@@ -1,0 +1,141 @@
+"""Reading weight files of any origin. They are data: nothing in them is ever run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinoengine.utils.file_io import local_path
+
+StateDict = dict[str, Tensor]
+
+_MOST_NAMES = 8
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not fit; says which keys and what to do."""
+
+
+class UnreadableCheckpointError(CheckpointError):
+    """A file that is damaged or no checkpoint at all."""
+
+
+@dataclass
+class FileContent:
+    """What lies in a file, or in a folder as Hugging Face writes it.
+
+    Attributes:
+        path: where it was read from, for messages.
+        data: as stored: a state dict, or a dict that holds some.
+        config: the ``config.json`` beside a safetensors file; None where there is none.
+    """
+
+    path: str
+    data: dict[str, Any]
+    config: dict[str, Any] | None = None
+
+
+def read_content(path: str) -> FileContent:
+    """Read a ``.pth`` file, a ``.safetensors`` file, or a folder with ``config.json`` and ``model.safetensors``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is damaged, no checkpoint, or holds pickled code.
+    """
+    local = local_path(path)
+    if os.path.isdir(local):
+        weights = os.path.join(local, "model.safetensors")
+        if not os.path.isfile(weights):
+            found = ", ".join(sorted(os.listdir(local))[:_MOST_NAMES]) or "nothing"
+            raise CheckpointError(
+                f"The folder {path} has no model.safetensors (it has {found}). Give a weight file, or a folder as Hugging "
+                "Face's save_pretrained writes it, in one file."
+            )
+        local = weights
+    if local.endswith(".safetensors"):
+        return FileContent(
+            path, _read_safetensors(local, path), _read_json(os.path.join(os.path.dirname(local), "config.json"))
+        )
+    return FileContent(path, read_checkpoint(path))
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU. Only data is read; pickled code is refused.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is damaged, no checkpoint, or holds pickled code.
+    """
+    local = local_path(path)
+    _require_file(local, path)
+    try:
+        data = torch.load(local, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnreadableCheckpointError(
+            f"{path} was refused: it is damaged or holds pickled Python objects, which could run code. Only tensors and "
+            f"plain values are read. If you trust where it comes from, save its tensors alone, e.g. "
+            f"torch.save(model.state_dict(), ...). ({_first_line(error)})"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise UnreadableCheckpointError(
+            f"{path} cannot be read: damaged or no checkpoint ({_first_line(error)})."
+        ) from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a checkpoint, which is a dict.")
+    return data
+
+
+def _require_file(local: str, path: str) -> None:
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"Checkpoint {path} does not exist. Check the path (MODEL.WEIGHTS in a config).")
+
+
+def _read_safetensors(local: str, path: str) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _require_file(local, path)
+    try:
+        return load_file(local)
+    except (SafetensorError, OSError) as error:
+        raise UnreadableCheckpointError(
+            f"{path} cannot be read: damaged or no safetensors ({_first_line(error)})."
+        ) from None
+
+
+def _read_json(path: str) -> dict[str, Any] | None:
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {_first_line(error)}.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def grouped_names(keys: list[str]) -> list[str]:
+    """``a.b.x, a.b.y`` -> ``a.b.{x, y}``."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        prefix, _, leaf = key.rpartition(".")
+        groups.setdefault(prefix, []).append(leaf)
+    return [f"{p}.{{{', '.join(v)}}}" if len(v) > 1 else f"{p}.{v[0]}".lstrip(".") for p, v in groups.items()]
+
+
+def short_list(names: list[str]) -> str:
+    """The first names and how many more there are."""
+    more = f" ... and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

@@ -1,0 +1,236 @@
+"""Every layout out and in again, against the libraries the files are for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dinoengine.checkpoint import CheckpointError
+from dinoengine.checkpoint import convert as convert_module
+from dinoengine.checkpoint.convert import convert, save_weights
+from dinoengine.checkpoint.layouts import LAYOUTS, Hints, read_weights
+from dinoengine.checkpoint.parity import Comparison
+from dinoengine.checkpoint.weights import BackboneSpec, Weights
+from tests.checkpoint.models import SMALL, SWIGLU, WITH_REGISTERS, WITHOUT_SCALE, random_entries, random_weights
+
+
+def _save(weights: Weights, path: Path, to: str = "meta") -> str:
+    save_weights(weights, str(path), to)
+    return str(path)
+
+
+def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+ROUND_TRIPS = [
+    ("meta", SMALL),
+    ("meta", WITH_REGISTERS),
+    ("meta", SWIGLU),
+    ("meta-teacher", SMALL),
+    ("huggingface", SMALL),
+    ("huggingface", WITH_REGISTERS),
+    ("huggingface", SWIGLU),
+    ("timm", SMALL),
+    ("timm", WITH_REGISTERS),
+    ("timm", SWIGLU),
+    ("cerebras", SMALL),
+    ("dino", WITHOUT_SCALE),
+    ("ibot", WITHOUT_SCALE),
+    ("dinoengine", SMALL),
+    ("dinoengine", WITH_REGISTERS),
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "spec"), ROUND_TRIPS, ids=[f"{n}-{s.ffn}-{s.num_register_tokens}" for n, s in ROUND_TRIPS]
+)
+def test_out_and_in_again(layout: str, spec: BackboneSpec, tmp_path: Path) -> None:
+    """``convert`` itself runs both sides; here: the entries, and that the layout is found by its keys."""
+    source = _save(random_weights(spec), tmp_path / "source.pth")
+    out = str(tmp_path / "out")
+    results = convert(source, out, layout)
+    assert results
+    assert all(r.agrees for r in results if r.must_agree)
+    read = read_weights(out)
+    assert read.layout == layout
+    assert (read.missing, read.unused) == ([], [])
+    back = str(tmp_path / "back.pth")
+    convert(out, back, "meta")
+    expected, got = torch.load(source), torch.load(back)
+    if layout in ("timm", "dino"):
+        assert not got.pop("mask_token").any()
+        expected.pop("mask_token")
+    if layout == "timm" and spec.num_register_tokens:  # CLS carries its position there: the sum is what counts
+        for entries in (expected, got):
+            entries["cls_token"] = entries["cls_token"] + entries["pos_embed"][:, :1]
+            entries["pos_embed"] = entries["pos_embed"][:, 1:]
+    assert _equal(expected, got)
+
+
+def test_heads_are_kept_where_the_layout_has_them(tmp_path: Path) -> None:
+    source = _save(random_weights(heads=True), tmp_path / "teacher.pth", "meta-teacher")
+    for layout in ("dinoengine", "cerebras"):
+        results = convert(source, str(tmp_path / layout), layout)
+        assert [r.what for r in results if "head" in r.what] == ["dino_head", "ibot_head"]
+        convert(str(tmp_path / layout), str(tmp_path / f"{layout}-back.pth"), "meta-teacher")
+        assert _equal(torch.load(source)["teacher"], torch.load(tmp_path / f"{layout}-back.pth")["teacher"])
+
+
+@pytest.mark.parametrize("layout", ["meta", "huggingface", "timm", "dino"])
+def test_heads_are_never_left_out_silently(layout: str, tmp_path: Path) -> None:
+    spec = WITHOUT_SCALE if layout == "dino" else SMALL
+    source = _save(random_weights(spec, heads=True), tmp_path / "teacher.pth", "meta-teacher")
+    with pytest.raises(CheckpointError, match=r"no place for: dino_head(?s:.)*--allow 'dino_head\.\*'"):
+        convert(source, str(tmp_path / "out"), layout)
+    assert not (tmp_path / "out").exists()
+    convert(source, str(tmp_path / "out"), layout, allow=["dino_head.*", "ibot_head.*"])
+
+
+def test_a_layout_without_layer_scale_cannot_hold_it(tmp_path: Path) -> None:
+    source = _save(random_weights(), tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.ls1\.gamma"):
+        convert(source, str(tmp_path / "out"), "dino")
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_every_entry_is_accounted_for(change: str, tmp_path: Path) -> None:
+    entries = random_weights().backbone
+    if change == "missing":
+        del entries["blocks.1.norm2.bias"]
+    else:
+        entries["blocks.1.norm9.bias"] = torch.zeros(1)
+    torch.save(entries, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.norm[29]\.bias"):
+        convert(str(tmp_path / "in.pth"), str(tmp_path / "out"), "timm")
+    if change == "unknown":
+        convert(str(tmp_path / "in.pth"), str(tmp_path / "out"), "timm", allow=["*norm9*"])
+
+
+@pytest.mark.parametrize("num_chunks", [1, 2, 3])
+def test_block_chunks_out_and_in(num_chunks: int, tmp_path: Path) -> None:
+    source = _save(random_weights(), tmp_path / "in.pth")
+    convert(source, str(tmp_path / "chunked.pth"), "meta-teacher", block_chunks=num_chunks)
+    names = [n for n in torch.load(tmp_path / "chunked.pth")["teacher"] if n.endswith("ls1.gamma")]
+    size = 3 // num_chunks
+    assert names == [f"backbone.blocks.{i // size}.{i}.ls1.gamma" for i in range(3)]
+    convert(str(tmp_path / "chunked.pth"), str(tmp_path / "back.pth"), "meta")
+    assert _equal(torch.load(source), torch.load(tmp_path / "back.pth"))
+
+
+def test_transformers_loads_the_folder_without_a_complaint(tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    for name, spec in (("plain", SMALL), ("registers", WITH_REGISTERS), ("swiglu", SWIGLU)):
+        _save(random_weights(spec), tmp_path / name, "huggingface")
+        model, info = AutoModel.from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert (model.config.num_attention_heads, model.config.image_size) == (1, 28)
+
+
+def test_timm_loads_the_file_by_its_path(tmp_path: Path) -> None:
+    import timm
+
+    published = replace(WITH_REGISTERS, embed_dim=384, num_heads=6, ffn_hidden=1536, patch_size=14, table_grid=(2, 2))
+    weights = random_weights(published)
+    path = _save(weights, tmp_path / "timm.pth", "timm")
+    model = timm.create_model("vit_small_patch14_reg4_dinov2", depth=3, img_size=28, checkpoint_path=path).eval()
+    images = torch.randn(1, 3, 28, 28)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.forward_features(images)[:, 0], weights.load_backbone()(images).cls_token)
+
+
+def test_a_model_of_transformers_comes_in(tmp_path: Path) -> None:
+    from transformers import Dinov2Config, Dinov2ForImageClassification
+
+    config = Dinov2Config(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=7, num_labels=5
+    )
+    model = Dinov2ForImageClassification(config).eval()
+    model.load_state_dict(random_entries(model))
+    model.save_pretrained(tmp_path / "hf")
+    weights = read_weights(str(tmp_path / "hf"))
+    assert (weights.spec.num_heads, weights.missing, weights.unused) == (4, [], [])
+    images = torch.randn(2, 3, 28, 28)
+    with torch.inference_mode():
+        output = weights.load_backbone()(images)
+        features = torch.cat((output.cls_token, output.patch_tokens.mean(1)), dim=1)
+        head = weights.parts["linear_head"]
+        torch.testing.assert_close(
+            features @ head["weight"].T + head["bias"], model(images).logits, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_heads_of_another_width_must_be_told(tmp_path: Path) -> None:
+    weights = random_weights(replace(SMALL, num_heads=4))
+    source = _save(weights, tmp_path / "own.pth", "dinoengine")
+    assert read_weights(source).spec.num_heads == 4
+    convert(source, str(tmp_path / "meta.pth"), "meta")
+    assert read_weights(str(tmp_path / "meta.pth")).spec.num_heads == 1  # what the file alone says
+    told = read_weights(str(tmp_path / "meta.pth"), hints=Hints(num_heads=4))
+    assert told.spec == weights.spec
+
+
+def test_rectangular_tables(tmp_path: Path) -> None:
+    weights = random_weights(replace(SMALL, table_grid=(2, 5)))
+    source = _save(weights, tmp_path / "own.pth", "dinoengine")
+    assert read_weights(source).spec.table_grid == (2, 5)
+    convert(source, str(tmp_path / "meta.pth"), "meta")
+    with pytest.raises(CheckpointError, match=r"10 patches, which is no square; give its rows and columns"):
+        read_weights(str(tmp_path / "meta.pth"))
+    assert read_weights(str(tmp_path / "meta.pth"), hints=Hints(table_grid=(2, 5))).spec == weights.spec
+    with pytest.raises(CheckpointError, match="position table that is not square"):
+        convert(source, str(tmp_path / "hf"), "huggingface")
+
+
+def test_interpolation_that_differs_is_said_and_is_no_failure(tmp_path: Path) -> None:
+    results = save_weights(random_weights(), str(tmp_path / "hf"), "huggingface")
+    assert [(r.agrees, r.must_agree) for r in results] == [(True, True), (False, False)]
+    assert "as the layouts interpolate otherwise" in results[1].line()
+    results = save_weights(random_weights(WITH_REGISTERS), str(tmp_path / "hf4"), "huggingface")
+    assert [(r.agrees, r.must_agree) for r in results] == [(True, True), (True, True)]
+
+
+def test_a_result_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out.pth").write_text("before")
+    monkeypatch.setattr(convert_module, "compare_files", lambda *_: [Comparison("it", float("nan"), 1.0)])
+    with pytest.raises(CheckpointError, match="does not compute what the source does, so nothing was written"):
+        save_weights(random_weights(), str(tmp_path / "out.pth"), "meta", overwrite=True)
+    assert (tmp_path / "out.pth").read_text() == "before"
+    assert os.listdir(tmp_path) == ["out.pth"]
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+    path = _save(random_weights(), tmp_path / "out.pth")
+    with pytest.raises(CheckpointError, match=r"exists already; choose another name, or give --overwrite"):
+        save_weights(random_weights(), path, "timm")
+    save_weights(random_weights(), path, "timm", overwrite=True)
+    assert read_weights(path).layout == "timm"
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_foreign_file_is_refused_by_every_layout(name: str, tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)}, tmp_path / "resnet.pth")
+    with pytest.raises(CheckpointError, match=r"resnet\.pth"):
+        read_weights(str(tmp_path / "resnet.pth"), name)
+
+
+def test_a_foreign_file_names_what_it_has_and_what_is_known(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)}, tmp_path / "resnet.pth")
+    with pytest.raises(
+        CheckpointError, match=r"is of no layout known here; it has fc\.\{weight, bias\}\. Known: dinoengine:"
+    ):
+        read_weights(str(tmp_path / "resnet.pth"))
+
+
+def test_a_shard_of_fsdp_says_what_to_take(tmp_path: Path) -> None:
+    torch.save(
+        {"model": {"teacher.backbone._flat_param": torch.zeros(9)}, "iteration": 3}, tmp_path / "model.rank_0.pth"
+    )
+    with pytest.raises(CheckpointError, match=r"shard of an FSDP training(?s:.)*teacher_checkpoint\.pth"):
+        read_weights(str(tmp_path / "model.rank_0.pth"))
