@@ -192,9 +192,11 @@ class ParamFacts:
         num_layers: number of blocks; the LR factor is ``LAYER_DECAY ** (num_layers + 1 - layer_id)``.
         weight_decay: False for biases, norms and LayerScale.
         role: "" or "patch_embed" (own LR multiplier) or "last_layer" (frozen for the first iterations).
+        in_backbone: whether it may be frozen while heads warm up (SOLVER.BACKBONE_FREEZE_ITERS).
     """
 
     layer_id: int = 0
     num_layers: int = -1
     weight_decay: bool = True
     role: str = ""
+    in_backbone: bool = False

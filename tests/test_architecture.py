@@ -34,7 +34,7 @@ TESTED_ELSEWHERE = {
         f"checkpoint/{name}.py": "checkpoint/test_convert.py"
         for name in (
             "parity",
-            *(f"layouts/{n}" for n in ("layout", "meta", "dino", "hugging_face", "timm", "cerebras", "own")),
+            *(f"layouts/{n}" for n in ("known", "layout", "meta", "dino", "hugging_face", "timm", "cerebras", "own")),
         )
     },
     "modeling/meta_arch/feature_model.py": "modeling/meta_arch/test_student_teacher.py",

@@ -15,13 +15,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from dinoengine.checkpoint.adopt import adopt, log_adopted, renew_mask_tokens, require_entries
 from dinoengine.checkpoint.files import (
     CheckpointError,
     UnreadableCheckpointError,
     grouped_names,
     read_checkpoint,
+    read_content,
     short_list,
 )
+from dinoengine.checkpoint.layouts import Hints, detect_layout
+from dinoengine.checkpoint.layouts.layout import is_state_dict
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write
 
@@ -132,7 +136,7 @@ class Checkpointer:
         why = f"; --resume found no checkpoint in {self.save_dir}" if resume else ""
         if weights:
             logger.info("Starting at iteration 0 with the weights of %s (MODEL.WEIGHTS%s).", weights, why)
-            self.load(weights, weights_only=True)
+            self.load_weights(weights, for_training=True)
         else:
             logger.info("Starting from scratch at iteration 0 (MODEL.WEIGHTS is empty%s).", why)
         return 0
@@ -149,8 +153,40 @@ class Checkpointer:
                 f"are {short_list(others[::-1])}."
             ) from None
 
+    def load_weights(self, path: str, *, for_training: bool = False) -> None:
+        """Load the weights of a file of any layout (``layouts/``) into the model; the layout is said in the log.
+
+        Where the file is a checkpoint of this model, every entry must match. From other files come the parts they have:
+        both student and teacher take a backbone, heads keep their initial values where there are none.
+
+        Args:
+            for_training: give a mask token that was never trained a random value, and say so.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if it cannot be read or does not fit the model: any difference if ``strict``, else only when
+                nothing fits.
+        """
+        content = read_content(path)
+        own = self.model.state_dict()
+        saved = content.data.get("model")
+        if is_state_dict(saved) and _is_of_this_model(saved, own):
+            self._load_model(saved, path, strict=self.strict, may_be_partial=True)
+            return
+        weights = detect_layout(content).read(content, Hints())
+        adopted = adopt(weights, own)
+        if self.strict:
+            require_entries(weights, adopted, path)
+        log_adopted(weights, adopted, path)
+        state = {**own, **adopted.state}
+        if for_training:
+            renewed = dict(adopted.state)
+            renew_mask_tokens(renewed, own, path)
+            state |= renewed
+        self._load_model(state, path, strict=self.strict, may_be_partial=True)
+
     def load(self, path: str, *, weights_only: bool = False) -> dict[str, Any]:
-        """Load a file into the model and, unless ``weights_only``, into every checkpointable.
+        """Load a checkpoint of this model and, unless ``weights_only``, the state of every checkpointable.
 
         The model is unchanged if the file does not fit it.
 
@@ -204,6 +240,13 @@ class Checkpointer:
             logger.warning("%s\nLoading what fits, as MODEL.WEIGHTS_STRICT is False.", report)
         fitting = {key: saved[key] for key in own if key in saved and key not in misshapen}
         self.model.load_state_dict(fitting, strict=False)
+
+
+def _is_of_this_model(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
+    """Whether the names are this model's; a teacher alone is not a model with a student."""
+    needs_student = any(name.startswith("student.") for name in own)
+    has_student = any(name.startswith("student.") for name in saved)
+    return bool(saved.keys() & own.keys()) and (has_student or not needs_student)
 
 
 def periodic_checkpoints(save_dir: str) -> dict[int, str]:

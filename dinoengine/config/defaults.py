@@ -249,6 +249,10 @@ _C.SOLVER.MIN_LR = 1e-6
 _C.SOLVER.WARMUP_ITERS = 12500
 # Iterations in which the prototypes (last layer of each head) have LR 0. Changes results.
 _C.SOLVER.FREEZE_LAST_LAYER_ITERS = 1250
+# Continued pretraining from a backbone alone: iterations in which the backbone has LR 0 while new heads learn, and
+# after them iterations in which its LR rises linearly to that of the schedule. 0: none. Change results.
+_C.SOLVER.BACKBONE_FREEZE_ITERS = 0
+_C.SOLVER.BACKBONE_RAMP_ITERS = 0
 # LR factor per layer towards the input, 0 < d <= 1 (1: none). Changes results.
 _C.SOLVER.LAYER_DECAY = 0.9
 # Further LR factor of the patch embedding. Changes results.
@@ -290,6 +294,9 @@ _C.TEST = CN()
 _C.TEST.EVALUATORS = ("knn",)
 # Iterations between evaluations; 0: only at the end. Does not change results.
 _C.TEST.EVAL_PERIOD = 0
+# Evaluate also before the first iteration of a run, as iteration 0: what the weights of MODEL.WEIGHTS are worth
+# before training touches them. Does not change results.
+_C.TEST.EVAL_AT_START = False
 # Images per evaluation batch over all processes.
 _C.TEST.IMS_PER_BATCH = 256
 # Rows (task, metric, expected, tolerance), e.g. ("knn", "top1_k20", 90.0, 2.0), checked after training and --eval-only;

@@ -61,6 +61,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "SOLVER.REFERENCE_BATCH_SIZE": (1, float("inf"), True),
     "SOLVER.WARMUP_ITERS": (0, float("inf"), True),
     "SOLVER.FREEZE_LAST_LAYER_ITERS": (0, float("inf"), True),
+    "SOLVER.BACKBONE_FREEZE_ITERS": (0, float("inf"), True),
+    "SOLVER.BACKBONE_RAMP_ITERS": (0, float("inf"), True),
     "SOLVER.PATCH_EMBED_LR_MULT": (0, float("inf"), True),
     "SOLVER.WEIGHT_DECAY": (0, float("inf"), True),
     "SOLVER.WEIGHT_DECAY_END": (0, float("inf"), True),
@@ -283,6 +285,8 @@ def _check_training_data(cfg: CfgNode) -> Iterator[str]:
 def _check_evaluation(cfg: CfgNode) -> Iterator[str]:
     if cfg.TEST.EVAL_PERIOD > 0 and not cfg.DATASETS.TEST:
         yield "TEST.EVAL_PERIOD > 0 needs a labelled dataset in DATASETS.TEST."
+    if cfg.TEST.EVAL_AT_START and not cfg.DATASETS.TEST:
+        yield "TEST.EVAL_AT_START needs a labelled dataset in DATASETS.TEST."
     if cfg.TEST.EXPECTED_RESULTS and not cfg.DATASETS.TEST:
         yield "TEST.EXPECTED_RESULTS needs a labelled dataset in DATASETS.TEST."
     for row in cfg.TEST.EXPECTED_RESULTS:
@@ -306,6 +310,8 @@ def _warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"MODEL.TEACHER.TEMP_WARMUP_ITERS > SOLVER.MAX_ITER {total}: the temperature never reaches TEMP."
     if total <= cfg.SOLVER.FREEZE_LAST_LAYER_ITERS:
         yield f"SOLVER.FREEZE_LAST_LAYER_ITERS >= SOLVER.MAX_ITER {total}: the prototypes are never trained."
+    if 0 < total <= cfg.SOLVER.BACKBONE_FREEZE_ITERS:
+        yield f"SOLVER.BACKBONE_FREEZE_ITERS >= SOLVER.MAX_ITER {total}: the backbone is never trained."
     if cfg.MODEL.TEACHER.MOMENTUM > cfg.MODEL.TEACHER.MOMENTUM_END:
         yield "MODEL.TEACHER.MOMENTUM is above MOMENTUM_END: the teacher would follow the student ever faster."
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":

@@ -16,7 +16,7 @@ from dinoengine.config import CfgNode
 from dinoengine.data import CenterCropTransform, build_test_loader, build_train_loader
 from dinoengine.engine import hooks
 from dinoengine.engine.parallel import create_ddp_model, unwrap_model
-from dinoengine.engine.setup import load_weights_for_evaluation
+from dinoengine.engine.setup import fit_config_to_weights, load_weights_for_evaluation
 from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.evaluation import (
@@ -209,7 +209,7 @@ class DefaultTrainer(SimpleTrainer):
             hooks.PeriodicCheckpointer(
                 self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
             ),
-            hooks.EvalHook(period, self._evaluate) if cfg.DATASETS.TEST else None,
+            hooks.EvalHook(period, self._evaluate, eval_at_start=cfg.TEST.EVAL_AT_START) if cfg.DATASETS.TEST else None,
             hooks.BestCheckpointer(self.checkpointer, cfg.TEST.BEST_METRIC)
             if cfg.TEST.BEST_METRIC and is_main
             else None,
@@ -327,10 +327,11 @@ class DefaultPredictor:
         Raises:
             ConfigError: if MODEL.WEIGHTS is empty.
         """
+        cfg = cfg.clone()
+        cfg.defrost()
         if cfg.MODEL.DEVICE == "auto":
-            cfg = cfg.clone()
-            cfg.defrost()
             cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        fit_config_to_weights(cfg)
         model = DefaultTrainer.build_model(cfg)
         load_weights_for_evaluation(cfg, model, resume=False)
         self.model: nn.Module = model.feature_model()  # type: ignore[operator]

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint import Checkpointer, CheckpointError
+from dinoengine.checkpoint.adopt import fit_config
+from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
 from dinoengine.data import DataError
 from dinoengine.engine.launch import under_torchrun
@@ -98,12 +100,36 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             "--dist-url",
             ["several machines need it: tcp://<address of the first machine>:<free port>, the same on each of them."],
         )
+    fit_config_to_weights(cfg, resume=args.resume)
     cfg.MODEL.DEVICE, args.num_gpus = resolve_device(cfg.MODEL.DEVICE, args.num_gpus)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
     for warning in validate(scale_config_to_world_size(cfg, world_size), world_size, training=not args.eval_only):
         setup_logger(distributed_rank=process_rank()).warning(warning)
     cfg.freeze()
     return cfg
+
+
+def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False) -> None:
+    """Set what the weights decide (see ``checkpoint.adopt.fit_config``); a resumed run has it in its config.yaml.
+
+    Files that cannot be read are left to loading, which says why.
+
+    Raises:
+        ConfigError: if the config builds another backbone than that of MODEL.WEIGHTS; gives the values to set.
+    """
+    if cfg.MODEL.BACKBONE.NAME != "VisionTransformer":
+        return
+    saved_config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")) and os.path.exists(saved_config):
+        saved = get_cfg()
+        with contextlib.suppress(ConfigError):  # of another version: the checkpoint says what does not fit
+            saved.merge_from_file(saved_config)
+            for key in ("POS_EMBED_SIZE_PX", "INTERPOLATE_ANTIALIAS", "INTERPOLATE_OFFSET"):
+                cfg.MODEL.VIT[key] = saved.MODEL.VIT[key]
+    elif cfg.MODEL.WEIGHTS:
+        setup_logger(distributed_rank=process_rank())
+        with contextlib.suppress(CheckpointError, OSError):
+            fit_config(cfg, read_weights(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS, strict=cfg.MODEL.WEIGHTS_STRICT)
 
 
 def resolve_device(device: str, num_gpus: int | None) -> tuple[str, int]:
@@ -304,4 +330,4 @@ def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume:
         )
     path = (checkpointer.get_checkpoint_file() if resume else "") or cfg.MODEL.WEIGHTS
     logger.info("Evaluating the weights of %s.", path)
-    checkpointer.load(path, weights_only=True)
+    checkpointer.load_weights(path)

@@ -11,7 +11,7 @@ from torch import nn
 
 from dinoengine.config import CfgNode
 from dinoengine.solver.param_groups import param_groups
-from dinoengine.solver.schedules import CosineSchedule, FrozenStart, LinearWarmupSchedule, Schedule
+from dinoengine.solver.schedules import CosineSchedule, FrozenStart, LinearWarmupSchedule, RampAfterFreeze, Schedule
 from dinoengine.utils.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -59,26 +59,36 @@ def scaled_lr(base_lr: float, batch_size: int, reference_batch_size: int, rule: 
 class OptimizerSchedule:
     """Sets LR and weight decay of every parameter group as a function of the iteration.
 
-    group LR = (last-layer LR or LR) * lr_mult, group weight decay = weight decay * wd_mult. It has no state: the
-    iteration says everything, so a resumed run needs nothing from a checkpoint.
+    group LR = (last-layer LR, or LR, times the backbone's factor in the backbone) * lr_mult, group weight decay = weight
+    decay * wd_mult. It has no state: the iteration says everything, so a resumed run needs nothing from a checkpoint.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, *, lr: Schedule, weight_decay: Schedule, last_layer_lr: Schedule
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        lr: Schedule,
+        weight_decay: Schedule,
+        last_layer_lr: Schedule,
+        backbone_factor: Schedule | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.lr = lr
         self.weight_decay = weight_decay
         self.last_layer_lr = last_layer_lr
+        self.backbone_factor = backbone_factor
 
     def apply(self, iteration: int) -> dict[str, float]:
         """Set the values of ``iteration`` and return them by name, for logging."""
         lr, last_layer_lr = self.lr(iteration), self.last_layer_lr(iteration)
         weight_decay = self.weight_decay(iteration)
+        backbone_lr = lr * (self.backbone_factor(iteration) if self.backbone_factor else 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = (last_layer_lr if group.get("is_last_layer") else lr) * group.get("lr_mult", 1.0)
+            group_lr = last_layer_lr if group.get("is_last_layer") else backbone_lr if group.get("in_backbone") else lr
+            group["lr"] = group_lr * group.get("lr_mult", 1.0)
             group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
-        return {"lr": lr, "last_layer_lr": last_layer_lr, "weight_decay": weight_decay}
+        values = {"lr": lr, "last_layer_lr": last_layer_lr, "weight_decay": weight_decay}
+        return values | ({"backbone_lr": backbone_lr} if self.backbone_factor else {})
 
     def get_last_lr(self) -> list[float]:
         """The LR each group has now."""
@@ -86,8 +96,9 @@ class OptimizerSchedule:
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> OptimizerSchedule:
-    """LR, last-layer LR and weight decay schedules of SOLVER."""
+    """LR, last-layer LR, weight decay and backbone factor of SOLVER."""
     solver = cfg.SOLVER
+    is_held_back = solver.BACKBONE_FREEZE_ITERS > 0 or solver.BACKBONE_RAMP_ITERS > 0
     peak = scaled_lr(solver.BASE_LR, solver.IMS_PER_BATCH, solver.REFERENCE_BATCH_SIZE, solver.LR_SCALING)
     lr = CosineSchedule(peak, solver.MIN_LR, solver.MAX_ITER, warmup_iters=solver.WARMUP_ITERS)
     return OptimizerSchedule(
@@ -95,6 +106,9 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Optimi
         lr=lr,
         last_layer_lr=FrozenStart(lr, solver.FREEZE_LAST_LAYER_ITERS),
         weight_decay=CosineSchedule(solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_END, solver.MAX_ITER),
+        backbone_factor=RampAfterFreeze(solver.BACKBONE_FREEZE_ITERS, solver.BACKBONE_RAMP_ITERS)
+        if is_held_back
+        else None,
     )
 
 
@@ -111,6 +125,8 @@ _ITERATION_KEYS = (
     "SOLVER.MAX_ITER",
     "SOLVER.WARMUP_ITERS",
     "SOLVER.FREEZE_LAST_LAYER_ITERS",
+    "SOLVER.BACKBONE_FREEZE_ITERS",
+    "SOLVER.BACKBONE_RAMP_ITERS",
     "SOLVER.CHECKPOINT_PERIOD",
     "MODEL.TEACHER.TEMP_WARMUP_ITERS",
     "TEST.EVAL_PERIOD",

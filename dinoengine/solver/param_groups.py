@@ -12,7 +12,7 @@ from dinoengine.structures import ParamFacts
 def param_groups(
     model: nn.Module, *, layer_decay: float = 1.0, patch_embed_lr_mult: float = 1.0
 ) -> list[dict[str, Any]]:
-    """One group per distinct (LR factor, weight-decay factor, last layer or not), in order of first use.
+    """One group per distinct (LR factor, weight-decay factor, last layer, backbone), in order of first use.
 
     Args:
         model: asked through ``param_facts(name)``; a model without it gets one group with decay and one without (its
@@ -21,12 +21,12 @@ def param_groups(
         patch_embed_lr_mult: further LR factor of the patch embedding.
 
     Returns:
-        Dicts with "params", "param_names", "lr_mult", "wd_mult", "is_last_layer", for a torch optimizer.
+        Dicts with "params", "param_names", "lr_mult", "wd_mult", "is_last_layer", "in_backbone", for a torch optimizer.
 
     Raises:
         ValueError: if nothing is trainable.
     """
-    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():  # a shared parameter comes once, under its first name
         if not parameter.requires_grad:
             continue
@@ -34,7 +34,7 @@ def param_groups(
         lr_mult = layer_decay ** (facts.num_layers + 1 - facts.layer_id)
         if facts.role == "patch_embed":
             lr_mult *= patch_embed_lr_mult
-        key = (lr_mult, float(facts.weight_decay), facts.role == "last_layer")
+        key = (lr_mult, float(facts.weight_decay), facts.role == "last_layer", facts.in_backbone)
         if key not in groups:
             groups[key] = {
                 "params": [],
@@ -42,6 +42,7 @@ def param_groups(
                 "lr_mult": key[0],
                 "wd_mult": key[1],
                 "is_last_layer": key[2],
+                "in_backbone": key[3],
             }
         groups[key]["params"].append(parameter)
         groups[key]["param_names"].append(name)

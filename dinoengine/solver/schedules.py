@@ -69,6 +69,20 @@ class FrozenStart:
         return 0.0 if iteration < self.freeze_iters else self.schedule(iteration)
 
 
+@dataclass(frozen=True)
+class RampAfterFreeze:
+    """A factor: 0 for ``freeze_iters``, then 1 / n, 2 / n ... 1 over ``ramp_iters`` = n iterations, then 1."""
+
+    freeze_iters: int
+    ramp_iters: int
+
+    def __call__(self, iteration: int) -> float:
+        step = iteration - self.freeze_iters + 1
+        if step <= 0:
+            return 0.0
+        return min(1.0, step / self.ramp_iters) if self.ramp_iters else 1.0
+
+
 def _linspace(start: float, stop: float, num: int, index: int) -> float:
     """Element ``index`` of numpy.linspace(start, stop, num): both ends included."""
     return start if num == 1 else start + (stop - start) * index / (num - 1)

@@ -115,8 +115,8 @@ def test_optimizer_holds_exactly_the_trainable_parameters_of_the_student(overrid
 def test_groups_of_the_whole_method() -> None:
     model = build_model(_cfg(*MICRO, "MODEL.IBOT_HEAD.SEPARATE=True"))
     groups = param_groups(model, layer_decay=0.9, patch_embed_lr_mult=0.2)
-    # tokens and table; patch embedding (weight, bias); 4 blocks, final norm and heads (decayed, spared); prototypes
-    assert len(groups) == 1 + 2 + 2 * 4 + 2 + 1
+    # tokens and table; patch embedding (weight, bias); 4 blocks (decayed, spared); final norm; heads (both); prototypes
+    assert len(groups) == 1 + 2 + 2 * 4 + 1 + 2 + 1
     last = [name for g in groups if g["is_last_layer"] for name in g["param_names"]]
     assert sorted(last) == [f"student.{h}.last_layer.weight_{p}" for h in ("dino_head", "ibot_head") for p in "gv"]
 
@@ -262,3 +262,20 @@ def test_the_config_decides_after_a_resume_not_the_checkpoint() -> None:
     schedule.apply(10)
     expected = 0.155 + 0.145 * math.cos(math.pi * 5 / 35)  # the new peak and the new length
     assert schedule.get_last_lr() == pytest.approx([0.5 * expected, expected, expected])
+
+
+def test_a_frozen_backbone_has_lr_0_then_rises_to_the_schedule() -> None:
+    cfg = _cfg(*MICRO, "SOLVER.BACKBONE_FREEZE_ITERS=3", "SOLVER.BACKBONE_RAMP_ITERS=4", "SOLVER.WARMUP_ITERS=0")
+    optimizer = build_optimizer(cfg, build_model(cfg))
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    factors = []
+    for iteration in range(9):
+        values = scheduler.apply(iteration)
+        for group in optimizer.param_groups:
+            base = values["last_layer_lr"] if group["is_last_layer"] else values["lr"]
+            expected = values["backbone_lr"] if group["in_backbone"] else base
+            assert group["lr"] == expected * group["lr_mult"]
+            assert group["in_backbone"] == all(n.startswith("student.backbone.") for n in group["param_names"])
+        factors.append(values["backbone_lr"] / values["lr"])
+    assert factors == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
+    assert "backbone_lr" not in build_lr_scheduler(_cfg(*MICRO), optimizer).apply(0)

@@ -18,7 +18,7 @@ from dinoengine.solver import (
     build_teacher_schedules,
 )
 from dinoengine.solver.build import OptimizerSchedule
-from dinoengine.solver.schedules import Schedule
+from dinoengine.solver.schedules import RampAfterFreeze, Schedule
 
 # iteration -> value, short recipe (ViT-L/16, global batch 2048), which is the default config.
 SHORT_LR = {
@@ -173,3 +173,8 @@ def test_schedules_have_no_state(schedule: Schedule) -> None:
     assert [schedule(i) for i in reversed(range(12))] == forward[::-1]
     with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field"):
         schedule.start = 3.0  # type: ignore[attr-defined]
+
+
+def test_a_ramp_without_freeze_or_without_ramp() -> None:
+    assert [RampAfterFreeze(0, 2)(i) for i in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    assert [RampAfterFreeze(2, 0)(i) for i in range(4)] == [0.0, 0.0, 1.0, 1.0]

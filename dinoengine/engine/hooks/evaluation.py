@@ -19,15 +19,27 @@ class EvalHook(HookBase):
     logged at iteration ``max_iter``; after an error there is none.
     """
 
-    def __init__(self, period: int, evaluate: Callable[[], dict[str, Any]], eval_after_train: bool = True) -> None:
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[], dict[str, Any]],
+        eval_after_train: bool = True,
+        eval_at_start: bool = False,
+    ) -> None:
         """
         Args:
             period: iterations; 0 evaluates only at the end.
             evaluate: returns (nested) results of numbers.
+            eval_at_start: also before the first iteration of a run that starts at 0; logged as iteration 0.
         """
         self.period = period
         self.evaluate = evaluate
         self.eval_after_train = eval_after_train
+        self.eval_at_start = eval_at_start
+
+    def before_train(self) -> None:
+        if self.eval_at_start and self.trainer.start_iter == 0:
+            self._run()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

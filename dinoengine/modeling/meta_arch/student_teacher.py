@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -48,7 +50,8 @@ class StudentTeacher(nn.Module):
         """Facts about a parameter of the student, asked from the part that owns it."""
         side, part, rest = name.split(".", 2)
         assert side == "student", f"{name} is not a trainable parameter"
-        return self.student[part].param_facts(rest)  # type: ignore[operator]
+        facts: ParamFacts = self.student[part].param_facts(rest)  # type: ignore[operator]
+        return replace(facts, in_backbone=part == "backbone")
 
     def clip_groups(self) -> dict[str, list[nn.Parameter]]:
         """Each part of the student is clipped on its own, as published."""

@@ -78,6 +78,14 @@ class _Normed(nn.Module):
         return self.norm(x)
 
 
+def test_an_evaluation_at_the_start_is_iteration_0_and_not_repeated_by_a_resume() -> None:
+    for start, expected in ((0, [0, 4]), (2, [4])):
+        trainer = IdleTrainer()
+        trainer.register_hooks([hooks.EvalHook(0, lambda: {"m": 1.0}, eval_at_start=True)])
+        trainer.train(start, 4)
+        assert [i for _, i in trainer.storage.history("m").values()] == expected
+
+
 def test_precise_bn_averages_training_batches() -> None:
     batches = [torch.randn(64, 2, generator=torch.Generator().manual_seed(i)) * 3 + 5 for i in range(4)]
     model = _Normed().eval()  # as a teacher is

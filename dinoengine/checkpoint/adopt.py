@@ -1,0 +1,185 @@
+"""Weights of any layout into the model of a run: what MODEL.WEIGHTS does."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dinoengine.checkpoint.files import CheckpointError, StateDict, grouped_names, short_list
+from dinoengine.checkpoint.weights import BackboneSpec, Weights
+from dinoengine.config import CfgNode, ConfigError
+from dinoengine.modeling.backbone.vit import VisionTransformer
+
+logger = logging.getLogger(__name__)
+
+MASK_TOKEN_STD = 0.02
+_MASK_TOKEN = re.compile(r"(?:(?:student|teacher)\.)?backbone\.mask_token")
+_PART = re.compile(r"(?:(student|teacher)\.)?(backbone|dino_head|ibot_head)\.(.+)")
+_OTHERS = {"head": "linear_head", "dino_targets": "centers", "ibot_targets": "centers"}
+
+
+@dataclass
+class Adopted:
+    """Entries for a model, by the model's names.
+
+    Attributes:
+        state: those the file has, also of another shape than the model's.
+        initial: names of whole parts that the file does not have (heads, centres); they keep their initial values.
+        missing: entries that the file should have, as it has the part.
+        unused_parts: parts of the file that the model does not have.
+    """
+
+    state: StateDict
+    initial: list[str]
+    missing: list[str]
+    unused_parts: list[str]
+
+
+def adopt(weights: Weights, own: StateDict) -> Adopted:
+    """Find each entry of a model in ``weights``; a student without weights of its own takes the teacher's.
+
+    Args:
+        own: the model's state dict: ``student.backbone.x``, ``teacher.dino_head.x``, ``backbone.x``, ``head.x`` ...
+    """
+    adopted = Adopted({}, [], [], [])
+    used = set()
+    for key in own:
+        part, name = _find(key, weights)
+        if part not in weights.parts:
+            top = ".".join(key.split(".")[:2]) if key.startswith(("student.", "teacher.")) else key.split(".")[0]
+            if top not in adopted.initial:
+                adopted.initial.append(top)
+            continue
+        used.add(part)
+        if name in weights.parts[part]:
+            adopted.state[key] = weights.parts[part][name]
+        else:
+            adopted.missing.append(key)
+    adopted.unused_parts = [part for part in weights.parts if part not in used]
+    return adopted
+
+
+def _find(key: str, weights: Weights) -> tuple[str, str]:
+    """(part, name) under which ``weights`` would have the entry of a model."""
+    if match := _PART.fullmatch(key):
+        side, part, name = match.groups()
+        own_part = f"student.{part}"
+        return (own_part if side == "student" and own_part in weights.parts else part), name
+    top, _, name = key.partition(".")
+    if name == "center":
+        return _OTHERS.get(top, top), top.removesuffix("_targets")
+    return _OTHERS.get(top, top), name
+
+
+def renew_mask_tokens(state: StateDict, own: StateDict, path: str) -> None:
+    """Give mask tokens that were never trained (all zeros, or not in the file) a random value, the same in each place.
+
+    Distilled releases were trained without masks. Zeros would do as an initial value where everything else is initial
+    too; in a trained backbone they are a token it has never seen.
+    """
+    fresh: Tensor | None = None
+    for key, value in own.items():
+        if not _MASK_TOKEN.fullmatch(key) or (key in state and bool(state[key].any())):
+            continue
+        if fresh is None:
+            fresh = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * MASK_TOKEN_STD
+            logger.warning(
+                "The mask token of %s is %s: it was never trained (distilled releases were not). It starts from random "
+                "values (normal, std %g).",
+                path,
+                "all zeros" if key in state else "not in the file",
+                MASK_TOKEN_STD,
+            )
+        state[key] = fresh.to(value.dtype)
+
+
+def log_adopted(weights: Weights, adopted: Adopted, path: str) -> None:
+    """One line for what came, and one for each thing that did not."""
+    kinds = ", ".join(part for part in weights.parts if part not in adopted.unused_parts)
+    logger.info("%s: layout %s, %s; taken: %s.", path, weights.layout, weights.spec.describe(), kinds)
+    if adopted.initial:
+        logger.warning("Not in %s, so they start from their initial values: %s.", path, ", ".join(adopted.initial))
+    if adopted.unused_parts:
+        logger.warning("In %s, but not used by this model: %s.", path, ", ".join(adopted.unused_parts))
+
+
+def require_entries(weights: Weights, adopted: Adopted, path: str) -> None:
+    """
+    Raises:
+        CheckpointError: if entries are missing from parts that the file has, or have no place.
+    """
+    missing = [name for name in adopted.missing if not _MASK_TOKEN.fullmatch(name)]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing: {short_list(grouped_names(missing))}")
+    if weights.unused:
+        problems.append(f"{len(weights.unused)} without a place: {short_list(grouped_names(weights.unused))}")
+    if problems:
+        raise CheckpointError(
+            f"{path} (layout {weights.layout}, {weights.spec.describe()}) does not add up:\n  "
+            + "\n  ".join(problems)
+            + "\nSet MODEL.WEIGHTS_STRICT False to load only what fits."
+        )
+
+
+def fit_config(cfg: CfgNode, weights: Weights, path: str, *, strict: bool = True) -> None:
+    """Set the keys that weights decide and configs need not know; see that the others build the model of the weights.
+
+    Decided by the weights: MODEL.VIT.POS_EMBED_SIZE_PX where it is 0, and how positions are interpolated.
+
+    Args:
+        cfg: not frozen; changed in place.
+
+    Raises:
+        ConfigError: if ``strict`` and a key builds another backbone; gives the values to set.
+    """
+    vit, spec = cfg.MODEL.VIT, weights.spec
+    if vit.POS_EMBED_SIZE_PX == (0,) and spec.img_size != _pair(cfg.INPUT.GLOBAL_CROPS.SIZE_PX):
+        vit.POS_EMBED_SIZE_PX = spec.img_size
+        logger.info("MODEL.VIT.POS_EMBED_SIZE_PX is %s, as in %s; other crops interpolate it.", spec.img_size, path)
+    flags = (spec.interpolate_antialias, spec.interpolate_offset)
+    if flags != (vit.INTERPOLATE_ANTIALIAS, vit.INTERPOLATE_OFFSET):
+        vit.INTERPOLATE_ANTIALIAS, vit.INTERPOLATE_OFFSET = flags
+        logger.info(
+            "Positions are interpolated with antialias %s, offset %g, as the %s layout is.", *flags, weights.layout
+        )
+    if strict and (problems := _differences(cfg, spec)):
+        raise ConfigError(f"MODEL.WEIGHTS {path} holds {spec.describe()}, which the config does not build", problems)
+
+
+def _differences(cfg: CfgNode, spec: BackboneSpec) -> list[str]:
+    configured = VisionTransformer.from_config(cfg)
+    wanted = spec.build("meta")
+    options = {**spec.config_options(), "MODEL.VIT.LAYER_SCALE_INIT": 1e-5 if spec.layer_scale else 0.0}
+    with torch.device("meta"):
+        built = VisionTransformer(**configured)
+    if _shapes(built) == _shapes(wanted) and configured["num_heads"] == spec.num_heads:
+        return []
+    problems = []
+    for key, value in options.items():
+        now = cfg.MODEL.VIT[key.rpartition(".")[2]]
+        if key.endswith("LAYER_SCALE_INIT"):
+            is_same = bool(now) == bool(value)
+        else:
+            is_same = now == value or (key.endswith("POS_EMBED_SIZE_PX") and _pair(now) == value)
+        if not is_same:
+            problems.append(f"{key} is {now}, set it to {value}.")
+    if len(cfg.MODEL.PIXEL_MEAN) != spec.in_chans:
+        problems.append(
+            f"MODEL.PIXEL_MEAN and PIXEL_STD have {len(cfg.MODEL.PIXEL_MEAN)} channels, not {spec.in_chans}."
+        )
+    if any("POS_EMBED" in problem for problem in problems):
+        problems.append("To change the image or patch size of weights, use tools/resize_checkpoint.py.")
+    return problems
+
+
+def _shapes(model: VisionTransformer) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def _pair(size: tuple[int, ...]) -> tuple[int, int]:
+    return size[0], size[-1]
