@@ -7,10 +7,11 @@ import re
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoengine.checkpoint.files import CheckpointError, StateDict, grouped_names, short_list
-from dinoengine.checkpoint.weights import BackboneSpec, Weights
+from dinoengine.checkpoint.layouts.layout import Hints
+from dinoengine.checkpoint.weights import PUBLISHED_HEAD_WIDTH, BackboneSpec, Weights
 from dinoengine.config import CfgNode, ConfigError
 from dinoengine.modeling.backbone.vit import VisionTransformer
 
@@ -147,8 +148,25 @@ def fit_config(cfg: CfgNode, weights: Weights, path: str, *, strict: bool = True
         logger.info(
             "Positions are interpolated with antialias %s, offset %g, as the %s layout is.", *flags, weights.layout
         )
+    if spec.embed_dim != PUBLISHED_HEAD_WIDTH * spec.num_heads:
+        logger.info("Attention has %d heads of %d channels.", spec.num_heads, spec.embed_dim // spec.num_heads)
     if strict and (problems := _differences(cfg, spec)):
         raise ConfigError(f"MODEL.WEIGHTS {path} holds {spec.describe()}, which the config does not build", problems)
+
+
+def hints_of_model(model: nn.Module) -> Hints:
+    """What the model to be filled says where a file does not: attention heads, and a table that is no square."""
+    backbone = next((m for m in model.modules() if isinstance(m, VisionTransformer)), None)
+    if backbone is None:
+        return Hints()
+    rows, columns = backbone.table_grid
+    return Hints(backbone.num_heads, (rows, columns) if rows != columns else None)
+
+
+def hints_of_config(cfg: CfgNode) -> Hints:
+    """As ``hints_of_model``, for the model that a config builds."""
+    with torch.device("meta"):
+        return hints_of_model(VisionTransformer(**VisionTransformer.from_config(cfg)))
 
 
 def _differences(cfg: CfgNode, spec: BackboneSpec) -> list[str]:

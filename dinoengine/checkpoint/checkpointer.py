@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from dinoengine.checkpoint.adopt import adopt, log_adopted, renew_mask_tokens, require_entries
+from dinoengine.checkpoint.adopt import adopt, hints_of_model, log_adopted, renew_mask_tokens, require_entries
 from dinoengine.checkpoint.files import (
     CheckpointError,
     UnreadableCheckpointError,
@@ -24,7 +24,7 @@ from dinoengine.checkpoint.files import (
     read_content,
     short_list,
 )
-from dinoengine.checkpoint.layouts import Hints, detect_layout
+from dinoengine.checkpoint.layouts import detect_layout
 from dinoengine.checkpoint.layouts.layout import is_state_dict
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write
@@ -173,7 +173,7 @@ class Checkpointer:
         if is_state_dict(saved) and _is_of_this_model(saved, own):
             self._load_model(saved, path, strict=self.strict, may_be_partial=True)
             return
-        weights = detect_layout(content).read(content, Hints())
+        weights = detect_layout(content).read(content, hints_of_model(self.model))
         adopted = adopt(weights, own)
         if self.strict:
             require_entries(weights, adopted, path)

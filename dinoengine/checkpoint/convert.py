@@ -71,6 +71,11 @@ def save_weights(
     """Write ``weights`` in layout ``to``; see ``convert``. ``what`` they are is for messages."""
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
+    if os.path.isdir(target) and (foreign := set(os.listdir(target)) - {"config.json", "model.safetensors"}):
+        raise CheckpointError(
+            f"{target} is a folder with other files in it ({short_list(sorted(foreign))}), which would be lost; choose another "
+            "name."
+        )
     if block_chunks and (not to.startswith("meta") or not 1 <= block_chunks <= weights.spec.depth):
         raise CheckpointError(
             f"{block_chunks} block chunks: Meta's layouts alone have them, from 1 to the {weights.spec.depth} blocks."

@@ -123,7 +123,8 @@ def _read_json(path: str) -> dict[str, Any] | None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    text = (str(error).splitlines() or [""])[0].split(". ")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def grouped_names(keys: list[str]) -> list[str]:

@@ -195,6 +195,10 @@ def make_weights(
     Raises:
         CheckpointError: if it is no vision transformer, or an entry has another shape than its name says.
     """
+    if not parts.get("backbone"):
+        raise CheckpointError(
+            f"{path} has no entry of a backbone of the {layout} layout; it has {short_list(grouped_names(list(unused)))}."
+        )
     spec = infer_spec(parts["backbone"], path, num_heads, table_grid, antialias, offset)
     expected = {name: tuple(value.shape) for name, value in spec.build("meta").state_dict().items()}
     missing: list[str] = []

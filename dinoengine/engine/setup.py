@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError
-from dinoengine.checkpoint.adopt import fit_config
+from dinoengine.checkpoint.adopt import fit_config, hints_of_config
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
 from dinoengine.data import DataError
@@ -129,7 +129,8 @@ def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False) -> None:
     elif cfg.MODEL.WEIGHTS:
         setup_logger(distributed_rank=process_rank())
         with contextlib.suppress(CheckpointError, OSError):
-            fit_config(cfg, read_weights(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS, strict=cfg.MODEL.WEIGHTS_STRICT)
+            weights = read_weights(cfg.MODEL.WEIGHTS, hints=hints_of_config(cfg))
+            fit_config(cfg, weights, cfg.MODEL.WEIGHTS, strict=cfg.MODEL.WEIGHTS_STRICT)
 
 
 def resolve_device(device: str, num_gpus: int | None) -> tuple[str, int]:

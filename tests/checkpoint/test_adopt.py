@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError
-from dinoengine.checkpoint.adopt import fit_config
+from dinoengine.checkpoint.adopt import fit_config, hints_of_config
 from dinoengine.checkpoint.convert import save_weights
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.weights import BackboneSpec
@@ -198,3 +198,15 @@ def test_a_file_that_does_not_add_up_changes_nothing(change: str, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"w\.pth"):
         Checkpointer(model, "").load_weights(str(tmp_path / "w.pth"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_a_file_does_not_say_comes_from_the_config(tmp_path: Path) -> None:
+    """Heads of another width than 64 and a table that is no square: Meta's files state neither."""
+    spec = replace(SMALL, num_heads=4, table_grid=(2, 5))
+    weights = random_weights(spec)
+    save_weights(weights, str(tmp_path / "w.pth"), "meta")
+    cfg = _cfg(spec)
+    fit_config(cfg, read_weights(str(tmp_path / "w.pth"), hints=hints_of_config(cfg)), "w.pth")
+    model = build_model(cfg)
+    Checkpointer(model, "").load_weights(str(tmp_path / "w.pth"))
+    torch.testing.assert_close(_tokens(model.teacher["backbone"]), _tokens(weights.load_backbone()), rtol=0, atol=0)

@@ -234,3 +234,19 @@ def test_a_shard_of_fsdp_says_what_to_take(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"shard of an FSDP training(?s:.)*teacher_checkpoint\.pth"):
         read_weights(str(tmp_path / "model.rank_0.pth"))
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
+    save_weights(random_weights(), str(tmp_path / "hf"), "huggingface")
+    save_weights(random_weights(WITH_REGISTERS), str(tmp_path / "hf"), "huggingface", overwrite=True)
+    assert read_weights(str(tmp_path / "hf")).spec.num_register_tokens == 4
+    (tmp_path / "hf" / "thesis.tex").write_text("two years of work")
+    for layout in ("huggingface", "meta"):
+        with pytest.raises(CheckpointError, match=r"folder with other files in it \(thesis\.tex\)"):
+            save_weights(random_weights(), str(tmp_path / "hf"), layout, overwrite=True)
+
+
+def test_the_wrong_layout_says_what_the_file_has(tmp_path: Path) -> None:
+    path = _save(random_weights(), tmp_path / "meta.pth")
+    with pytest.raises(CheckpointError, match=r"no entry of a backbone of the huggingface layout; it has cls_token, "):
+        read_weights(path, "huggingface")

@@ -62,8 +62,8 @@ class HuggingFace(Layout):
             parts,
             antialias=has_registers,
             offset=0.0,
-            num_heads=hints.num_heads or config.get("num_attention_heads"),
-            table_grid=hints.table_grid or _grid(config),
+            num_heads=config.get("num_attention_heads") or hints.num_heads,
+            table_grid=_grid(config) or hints.table_grid,
             optional=("mask_token",) if config.get("use_mask_token") is False else (),
             unused=unused,
         )

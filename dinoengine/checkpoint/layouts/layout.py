@@ -17,7 +17,7 @@ from dinoengine.checkpoint.weights import Weights
 
 @dataclass(frozen=True)
 class Hints:
-    """What a file may not say: the number of attention heads, and (rows, columns) of a table that is no square."""
+    """Used where a file does not say: the number of attention heads, and (rows, columns) of a table that is no square."""
 
     num_heads: int | None = None
     table_grid: tuple[int, int] | None = None

@@ -72,8 +72,8 @@ class Own(Layout):
         return {
             "antialias": arguments["interpolate_antialias"],
             "offset": arguments["interpolate_offset"],
-            "num_heads": hints.num_heads or arguments["num_heads"],
-            "table_grid": hints.table_grid or grid,
+            "num_heads": arguments["num_heads"],
+            "table_grid": grid,
         }
 
     def write(self, weights: Weights) -> tuple[FileContent, list[str]]:

@@ -84,6 +84,7 @@ class VisionTransformer(Backbone):
         self.embed_dim = embed_dim
         self.patch_size = patch_size
         self.num_layers = depth
+        self.num_heads = num_heads
         self.num_register_tokens = num_register_tokens
         self.interpolate_antialias = interpolate_antialias
         self.interpolate_offset = interpolate_offset
