@@ -73,8 +73,8 @@ def save_weights(
         raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
     if os.path.isdir(target) and (foreign := set(os.listdir(target)) - {"config.json", "model.safetensors"}):
         raise CheckpointError(
-            f"{target} is a folder with other files in it ({short_list(sorted(foreign))}), which would be lost; choose another "
-            "name."
+            f"{target} is a folder with other files in it ({short_list(sorted(foreign))}), which would be lost; choose "
+            "another name."
         )
     if block_chunks and (not to.startswith("meta") or not 1 <= block_chunks <= weights.spec.depth):
         raise CheckpointError(

@@ -133,7 +133,8 @@ def grouped_names(keys: list[str]) -> list[str]:
     for key in keys:
         prefix, _, leaf = key.rpartition(".")
         groups.setdefault(prefix, []).append(leaf)
-    return [f"{p}.{{{', '.join(v)}}}" if len(v) > 1 else f"{p}.{v[0]}".lstrip(".") for p, v in groups.items()]
+    top = groups.pop("", [])
+    return top + [f"{p}.{{{', '.join(v)}}}" if len(v) > 1 else f"{p}.{v[0]}" for p, v in groups.items()]
 
 
 def short_list(names: list[str]) -> str:

@@ -74,5 +74,5 @@ def test_a_missing_file_is_no_checkpoint_error(tmp_path: Path) -> None:
 
 
 def test_names_in_messages() -> None:
-    assert grouped_names(["a.b.x", "a.b.y", "c"]) == ["a.b.{x, y}", "c"]
+    assert grouped_names(["a.b.x", "a.b.y", "c", "d"]) == ["c", "d", "a.b.{x, y}"]
     assert short_list([str(i) for i in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 ... and 2 more"
