@@ -176,6 +176,7 @@ TESTED_ELSEWHERE = {
     "MODEL.DEVICE": "set-up, launch",
     "MODEL.WEIGHTS": "checkpoint",
     "MODEL.WEIGHTS_STRICT": "checkpoint",
+    "MODEL.WEIGHTS_WITH_OPTIMIZER": "engine; needs a checkpoint",
     "MODEL.DDP.FIND_UNUSED_PARAMETERS": "parallel; several processes",
     "MODEL.DDP.FP16_COMPRESSION": "parallel; several processes",
     "INPUT.FORMAT": "data; changes the number of channels with it",

@@ -48,6 +48,10 @@ _C.MODEL.WEIGHTS = ""
 # fits, list the rest, and stop only when nothing fits.
 _C.MODEL.WEIGHTS_STRICT = True
 
+# Also take the optimizer's moments from MODEL.WEIGHTS, which must then be a full dinoengine checkpoint; schedules and
+# iteration start anew. Changes results.
+_C.MODEL.WEIGHTS_WITH_OPTIMIZER = False
+
 # Per-channel mean and standard deviation of the pixels, in units of 0..1 (ImageNet's here). Their length is the
 # number of input channels. Changes results.
 _C.MODEL.PIXEL_MEAN = (0.485, 0.456, 0.406)

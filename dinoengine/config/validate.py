@@ -278,6 +278,8 @@ def _check_names(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_training_data(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.WEIGHTS_WITH_OPTIMIZER and not cfg.MODEL.WEIGHTS:
+        yield "MODEL.WEIGHTS_WITH_OPTIMIZER needs a checkpoint in MODEL.WEIGHTS."
     if not cfg.DATASETS.TRAIN:
         yield 'DATASETS.TRAIN is empty; name your images, e.g. DATASETS.TRAIN "folder:/path/to/images".'
 

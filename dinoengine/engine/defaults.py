@@ -17,7 +17,7 @@ from dinoengine.data import CenterCropTransform, build_test_loader, build_train_
 from dinoengine.engine import hooks
 from dinoengine.engine.parallel import create_ddp_model, unwrap_model
 from dinoengine.engine.setup import fit_config_to_weights, load_weights_for_evaluation
-from dinoengine.engine.simple_trainer import SimpleTrainer
+from dinoengine.engine.simple_trainer import SimpleTrainer, load_optimizer_of
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.evaluation import (
     DatasetEvaluator,
@@ -129,7 +129,10 @@ class DefaultTrainer(SimpleTrainer):
                     f"The processes do not see the same last checkpoint in OUTPUT_DIR {self.cfg.OUTPUT_DIR} ({found}). "
                     "Every machine must have it: use a shared file system, or copy the folder."
                 )
+        is_resumed = resume and self.checkpointer.has_checkpoint()
         self.start_iter = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.cfg.MODEL.WEIGHTS_WITH_OPTIMIZER and not is_resumed:
+            load_optimizer_of(self.optimizer, self.cfg.MODEL.WEIGHTS)
         batch_sampler = getattr(self.data_loader, "batch_sampler", None)
         if batch_sampler is not None and hasattr(batch_sampler, "start_iter"):
             batch_sampler.start_iter = self.start_iter

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinoengine.checkpoint import CheckpointError, read_checkpoint
 from dinoengine.engine.parallel import unwrap_model
 from dinoengine.engine.train_loop import TrainerBase
 from dinoengine.solver.clipping import clip_grad_norms_
@@ -304,6 +305,20 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         )
     moments = {own[name]: state["state"][i] for name, i in saved.items() if i in state["state"]}
     optimizer.load_state_dict({"state": moments, "param_groups": own_groups})
+
+
+def load_optimizer_of(optimizer: torch.optim.Optimizer, path: str) -> None:
+    """Load the moments that a checkpoint holds.
+
+    Raises:
+        CheckpointError: if it holds none.
+        ValueError: if they are of other parameters.
+    """
+    state = read_checkpoint(path).get("trainer", {}).get("optimizer")
+    if state is None:
+        raise CheckpointError(f"{path} holds no optimizer state; set MODEL.WEIGHTS_WITH_OPTIMIZER False.")
+    load_optimizer_state(optimizer, state)
+    logger.info("Took the optimizer's moments from %s.", path)
 
 
 def _parameter_ids(groups: list[dict[str, Any]]) -> dict[str | int, int]:

@@ -416,3 +416,9 @@ def test_settings_that_can_hardly_be_meant_are_warnings(overrides: list[Any], wo
     warnings = validate(_cfg(*overrides))
     assert len([w for w in warnings if word in w]) == 1
     assert validate(_cfg(*overrides, "DATASETS.TEST", ("digits",)), training=False) == []
+
+
+def test_moments_need_a_checkpoint() -> None:
+    (problem,) = _problems("MODEL.WEIGHTS_WITH_OPTIMIZER", True)
+    assert "needs a checkpoint in MODEL.WEIGHTS" in problem
+    assert _problems("MODEL.WEIGHTS_WITH_OPTIMIZER", True, "MODEL.WEIGHTS", "x.pth") == []

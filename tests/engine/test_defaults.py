@@ -159,3 +159,28 @@ def test_a_training_set_of_another_size_is_said(tiny_cfg: CfgNode, capsys: pytes
     tiny_cfg.DATASETS.TRAIN = ("synthetic:num_images=20:num_classes=3:size=12",)
     SSLTrainer(tiny_cfg).load_state_dict(state)
     assert "had 24 images when this checkpoint was written and has 20 now" in capsys.readouterr().out
+
+
+def test_a_new_run_may_take_weights_and_moments(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    tiny_cfg.SOLVER.MAX_ITER = 3
+    first = SSLTrainer(tiny_cfg)
+    first.train()
+    tiny_cfg.MODEL.WEIGHTS = str(Path(tiny_cfg.OUTPUT_DIR) / "model_final.pth")
+    tiny_cfg.MODEL.WEIGHTS_WITH_OPTIMIZER = True
+    tiny_cfg.OUTPUT_DIR = str(tmp_path / "second")
+    second = SSLTrainer(tiny_cfg)
+    second.resume_or_load(resume=False)
+    assert second.start_iter == 0
+    for mine, theirs in zip(second.optimizer.state.values(), first.optimizer.state.values(), strict=True):
+        assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+        assert mine["step"] == 3
+    for mine, theirs in zip(second.model.state_dict().values(), first.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_moments_that_are_not_there_are_an_error(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    trainer = SSLTrainer(tiny_cfg)
+    Checkpointer(trainer.bare_model, str(tmp_path)).save("weights")
+    tiny_cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "weights.pth"), "MODEL.WEIGHTS_WITH_OPTIMIZER", True])
+    with pytest.raises(ValueError, match="holds no optimizer state; set MODEL.WEIGHTS_WITH_OPTIMIZER False"):
+        SSLTrainer(tiny_cfg).resume_or_load(resume=False)

@@ -34,7 +34,12 @@ def test_every_figure_of_this_installation_is_right() -> None:
     rows = [line for line in done.stdout.splitlines() if "  ok  " in line]
     assert len(rows) >= 90
     assert done.stdout.splitlines()[-1] == f"{len(rows)} quantities: {len(rows)} ok"
-    for name in ("parameters, dinov2_vitg14_reg4", "LR, iteration 12500", "tokens, transformers with 0 registers,", "blurred"):
+    for name in (
+        "parameters, dinov2_vitg14_reg4",
+        "LR, iteration 12500",
+        "tokens, transformers with 0 registers,",
+        "blurred",
+    ):
         assert any(row.startswith(name) for row in rows), name
 
 
