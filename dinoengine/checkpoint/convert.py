@@ -69,8 +69,7 @@ def save_weights(
     what: str = "The source",
 ) -> list[Comparison]:
     """Write ``weights`` in layout ``to``; see ``convert``. ``what`` they are is for messages."""
-    if os.path.exists(target) and not overwrite:
-        raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
+    require_free(target, overwrite)
     if block_chunks and (not to.startswith("meta") or not 1 <= block_chunks <= weights.spec.depth):
         raise CheckpointError(
             f"{block_chunks} block chunks: Meta's layouts alone have them, from 1 to the {weights.spec.depth} blocks."
@@ -91,6 +90,12 @@ def save_weights(
     if weights.spec.table_grid[0] != weights.spec.table_grid[1]:
         hints = replace(hints, table_grid=weights.spec.table_grid)
     return _write_and_check(weights, content, target, to, hints)
+
+
+def require_free(target: str, overwrite: bool) -> None:
+    """CheckpointError if there is a file or folder ``target`` that may not be replaced."""
+    if os.path.exists(target) and not overwrite:
+        raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
 
 
 def _stated_heads(weights: Weights) -> int:

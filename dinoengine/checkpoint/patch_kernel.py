@@ -34,7 +34,7 @@ def resample_kernel(kernel: Tensor, patch_size: int) -> Tensor:
 
 
 def resample_patches(images: Tensor, old: int, new: int) -> Tensor:
-    """Every patch resampled on its own, as ``resample_kernel`` assumes: [B, C, h * old, w * old] -> [B, C, h * new, w * new].
+    """Every patch resampled on its own, as ``resample_kernel`` assumes: [B, C, h old, w old] -> [B, C, h new, w new].
 
     Resampling the image as a whole differs at the borders of patches, where it mixes neighbours.
     """

@@ -99,9 +99,7 @@ def config_text(spec: BackboneSpec, text: str | None) -> str:
     cfg.MODEL.VIT.EMBED_DIM = cfg.MODEL.VIT.DEPTH = cfg.MODEL.VIT.NUM_HEADS = 0
     for key, value in spec.config_options().items():
         cfg.merge_from_list([key, value])
-    if not spec.layer_scale:
-        cfg.MODEL.VIT.LAYER_SCALE_INIT = 0.0
-    elif not cfg.MODEL.VIT.LAYER_SCALE_INIT:
+    if spec.layer_scale and not cfg.MODEL.VIT.LAYER_SCALE_INIT:
         cfg.MODEL.VIT.LAYER_SCALE_INIT = 1e-5
     if len(cfg.MODEL.PIXEL_MEAN) != spec.in_chans:
         # Other channels need statistics of their own; these leave pixels in -1..1.
