@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinoengine.checkpoint.files import read_content
+from dinoengine.checkpoint.files import StateDict, read_content
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.layouts.layout import Hints
 from dinoengine.checkpoint.weights import BackboneSpec, Weights, ffn_ratio
@@ -95,16 +95,21 @@ def _compare_heads(weights: Weights, target: Weights) -> list[Comparison]:
 
 def _head(weights: Weights, name: str) -> DINOHead:
     entries = weights.parts[name]
-    layers = sorted({int(key.split(".")[1]) for key in entries if key.startswith("mlp.")})
-    head = DINOHead(
-        in_dim=weights.spec.embed_dim,
-        num_prototypes=entries["last_layer.weight_v"].shape[0],
-        hidden_dim=entries[f"mlp.{layers[0]}.weight"].shape[0],
-        bottleneck_dim=entries["last_layer.weight_v"].shape[1],
-        num_layers=len(layers),
-    )
+    head = DINOHead(in_dim=weights.spec.embed_dim, **head_arguments(entries))
     head.load_state_dict(entries)
     return head
+
+
+def head_arguments(entries: StateDict) -> dict[str, int]:
+    """What DINOHead was built with, but for the width of its input, read off the shapes of its entries."""
+    layers = sorted({int(key.split(".")[1]) for key in entries if key.startswith("mlp.")})
+    num_prototypes, bottleneck_dim = entries["last_layer.weight_v"].shape
+    return {
+        "num_prototypes": num_prototypes,
+        "hidden_dim": entries[f"mlp.{layers[0]}.weight"].shape[0],
+        "bottleneck_dim": bottleneck_dim,
+        "num_layers": len(layers),
+    }
 
 
 def tokens_of_backbone(weights: Weights) -> TokensOf:

@@ -88,10 +88,10 @@ class Own(Layout):
                 model |= add_prefix(entries, prefixes[part])
             else:
                 lost += [f"{part}.{name}" for name in entries]
-        return FileContent("", {"model": model, "config": config_text(weights.spec, weights.config)}), lost
+        return FileContent("", {"model": model, "config": str(config_of(weights.spec, weights.config).dump())}), lost
 
 
-def config_text(spec: BackboneSpec, text: str | None) -> str:
+def config_of(spec: BackboneSpec, text: str | None) -> CfgNode:
     """A config (``text``, or the defaults) whose MODEL.VIT keys and channels build ``spec``."""
     cfg = get_cfg()
     if text:
@@ -106,4 +106,4 @@ def config_text(spec: BackboneSpec, text: str | None) -> str:
         cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = (0.5,) * spec.in_chans
     if spec.in_chans == 1:
         cfg.INPUT.FORMAT = "L"
-    return str(cfg.dump())
+    return cfg
