@@ -35,7 +35,7 @@ Run = Callable[[Tensor], Outputs]
 
 
 class FixedSizeBackbone(nn.Module):
-    """[B, C, H, W] float32, normalised -> {"cls_token" [B, D], "register_tokens" [B, R, D] if R, "patch_tokens" [B, N, D]}."""
+    """Normalised images [B, C, H, W] -> cls_token [B, D], register_tokens [B, R, D] if any, patch_tokens [B, N, D]."""
 
     def __init__(self, backbone: VisionTransformer) -> None:
         super().__init__()
