@@ -15,14 +15,15 @@ from dinoengine.checkpoint import CheckpointError, export
 from dinoengine.checkpoint.convert import save_weights
 from dinoengine.checkpoint.export import EXPORTERS, Exporter, Outputs, export_backbone
 from dinoengine.checkpoint.layouts import read_weights
+from dinoengine.checkpoint.weights import BackboneSpec
 from tests.checkpoint.models import SMALL, WITH_REGISTERS, random_weights
 from tests.tools.tools import load_tool
 
 ONE_BLOCK = replace(WITH_REGISTERS, depth=1)
 
 
-def _save(path: Path, spec: object = ONE_BLOCK, layout: str = "dinoengine") -> str:
-    save_weights(random_weights(spec, layout), str(path), layout)  # type: ignore[arg-type]
+def _save(path: Path, spec: BackboneSpec = ONE_BLOCK, layout: str = "dinoengine") -> str:
+    save_weights(random_weights(spec, layout), str(path), layout)
     return str(path)
 
 

@@ -14,14 +14,15 @@ from dinoengine.checkpoint import Checkpointer, CheckpointError, resize
 from dinoengine.checkpoint.convert import save_weights
 from dinoengine.checkpoint.layouts import Hints, read_weights
 from dinoengine.checkpoint.resize import Target, resize_checkpoint, resize_weights
+from dinoengine.checkpoint.weights import BackboneSpec
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.modeling import build_model
 from tests.checkpoint.models import SMALL, SWIGLU, WITH_REGISTERS, WITHOUT_SCALE, random_weights
 from tests.tools.tools import load_tool
 
 
-def _save(path: Path, layout: str = "meta", **more: object) -> str:
-    save_weights(random_weights(layout=layout, **more), str(path), layout)  # type: ignore[arg-type]
+def _save(path: Path, layout: str = "meta", spec: BackboneSpec = SMALL) -> str:
+    save_weights(random_weights(spec, layout), str(path), layout)
     return str(path)
 
 
@@ -41,7 +42,12 @@ def _save(path: Path, layout: str = "meta", **more: object) -> str:
     ],
 )
 def test_every_layout(
-    layout: str, spec: object, target: Target, size: tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    layout: str,
+    spec: BackboneSpec,
+    target: Target,
+    size: tuple[int, int],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     source = _save(tmp_path / "in", layout, spec=spec)
     with caplog.at_level(logging.INFO):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dinoengine.checkpoint.resize_steps import with_channels, with_patch_size, with_registers, with_table_grid
-from dinoengine.checkpoint.weights import Weights
+from dinoengine.checkpoint.weights import BackboneSpec, Weights
 from tests.checkpoint.models import SMALL, WITH_REGISTERS, random_entries, random_weights
 
 
@@ -40,9 +40,8 @@ def _only_change(old: Weights, new: Weights) -> list[str]:
         ((6, 10), (8, 8)),
     ],
 )
-def test_coordinates_stay_coordinates(spec: object, old: tuple[int, int], new: tuple[int, int]) -> None:
+def test_coordinates_stay_coordinates(spec: BackboneSpec, old: tuple[int, int], new: tuple[int, int]) -> None:
     """Cell i of n lies at (i + 0.5) / n of the edge. A table shifted by the CLS row would be off by a whole column."""
-    assert isinstance(spec, type(SMALL))
     weights = random_weights(replace(spec, table_grid=old))
     table = _coordinate_table(old, spec.embed_dim)
     weights.backbone["pos_embed"] = table
@@ -57,7 +56,7 @@ def test_coordinates_stay_coordinates(spec: object, old: tuple[int, int], new: t
         expected = (torch.arange(new[axis]) + 0.5) * old[axis] / new[axis] - 0.5
         inside = (expected >= 1.5) & (expected <= old[axis] - 2.5)  # bicubic bends at the border
         assert (line - expected)[inside].abs().max() < 0.15
-        assert (line - expected).abs().max() < 0.4
+        assert (line - expected).abs().max() < 0.2
         assert (line.diff() > 0).all()
     assert resized.spec == replace(weights.spec, table_grid=new)
     assert _only_change(weights, resized) == ["backbone.pos_embed"]
