@@ -42,6 +42,8 @@ setup(
         "plot": ["matplotlib"],
         # Other libraries' models, to compare with
         "interop": ["timm", "transformers"],
+        # tools/export_model.py --to onnx
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "test": [
             "pytest>=8",
             "pytest-xdist",
@@ -54,6 +56,9 @@ setup(
             "types-tabulate",
             "types-tqdm",
             "matplotlib",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
         ],
     },
     classifiers=[

@@ -69,13 +69,7 @@ def save_weights(
     what: str = "The source",
 ) -> list[Comparison]:
     """Write ``weights`` in layout ``to``; see ``convert``. ``what`` they are is for messages."""
-    if os.path.exists(target) and not overwrite:
-        raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
-    if os.path.isdir(target) and (foreign := set(os.listdir(target)) - {"config.json", "model.safetensors"}):
-        raise CheckpointError(
-            f"{target} is a folder with other files in it ({short_list(sorted(foreign))}), which would be lost; choose "
-            "another name."
-        )
+    require_free(target, overwrite)
     if block_chunks and (not to.startswith("meta") or not 1 <= block_chunks <= weights.spec.depth):
         raise CheckpointError(
             f"{block_chunks} block chunks: Meta's layouts alone have them, from 1 to the {weights.spec.depth} blocks."
@@ -92,14 +86,21 @@ def save_weights(
         logger.info("Left out, as the %s layout has no place for it: %s.", to, short_list(grouped_names(lost)))
     if block_chunks:
         content = _chunked(content, weights.spec.depth, block_chunks)
-    hints = replace(hints or Hints(), num_heads=_stated_heads(weights))
+    hints = replace(hints or Hints(), num_heads=weights.spec.num_heads)
     if weights.spec.table_grid[0] != weights.spec.table_grid[1]:
         hints = replace(hints, table_grid=weights.spec.table_grid)
     return _write_and_check(weights, content, target, to, hints)
 
 
-def _stated_heads(weights: Weights) -> int:
-    return weights.spec.num_heads
+def require_free(target: str, overwrite: bool) -> None:
+    """CheckpointError if there is a file or folder ``target`` that may not be replaced."""
+    if os.path.exists(target) and not overwrite:
+        raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
+    if os.path.isdir(target) and (foreign := set(os.listdir(target)) - {"config.json", "model.safetensors"}):
+        raise CheckpointError(
+            f"{target} is a folder with other files in it ({short_list(sorted(foreign))}), which would be lost; choose "
+            "another name."
+        )
 
 
 def _prefix(name: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from dinoengine.utils.file_io import local_path
 StateDict = dict[str, Tensor]
 
 _MOST_NAMES = 8
+# What unpickling bytes that are no pickle may end in.
+_DAMAGE = (EOFError, KeyError, AttributeError, IndexError, TypeError, struct.error)
 
 
 class CheckpointError(ValueError):
@@ -80,9 +84,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise UnreadableCheckpointError(
             f"{path} was refused: it is damaged or holds pickled Python objects, which could run code. Only tensors and "
             f"plain values are read. If you trust where it comes from, save its tensors alone, e.g. "
-            f"torch.save(model.state_dict(), ...). ({_first_line(error)})"
+            f"torch.save(model.state_dict(), ...). ({_refused(error)})"
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except (*_DAMAGE, RuntimeError, ValueError, OSError) as error:
         raise UnreadableCheckpointError(
             f"{path} cannot be read: damaged or no checkpoint ({_first_line(error)})."
         ) from None
@@ -123,8 +127,16 @@ def _read_json(path: str) -> dict[str, Any] | None:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, _DAMAGE):
+        return "no pickle"  # their texts are of the unpickler's bookkeeping
     text = (str(error).splitlines() or [""])[0].split(". ")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text or type(error).__name__
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """Which object it was. The rest of torch's text explains how to load it all the same, which is no advice here."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"found: {found[1]}" if found else "no list of tensors can be read from it"
 
 
 def grouped_names(keys: list[str]) -> list[str]:

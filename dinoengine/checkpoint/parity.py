@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinoengine.checkpoint.files import read_content
+from dinoengine.checkpoint.files import StateDict, read_content
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.layouts.layout import Hints
 from dinoengine.checkpoint.weights import BackboneSpec, Weights, ffn_ratio
@@ -29,22 +29,21 @@ class Comparison:
     Attributes:
         difference: largest absolute difference of all tokens.
         scale: largest absolute value.
-        must_agree: False where the layouts interpolate positions differently, so that another result is right.
+        must_agree: False where another result is right, which ``if_not`` explains.
     """
 
     what: str
     difference: float
     scale: float
     must_agree: bool = True
+    if_not: str = "differs, as the layouts interpolate otherwise"
 
     @property
     def agrees(self) -> bool:
         return self.difference <= TOLERANCE * max(1.0, self.scale)  # False for NaN
 
     def line(self) -> str:
-        verdict = (
-            "ok" if self.agrees else "FAILED" if self.must_agree else "differs, as the layouts interpolate otherwise"
-        )
+        verdict = "ok" if self.agrees else "FAILED" if self.must_agree else self.if_not
         return f"{self.what}: max abs difference {self.difference:.3g} (values up to {self.scale:.3g}): {verdict}"
 
 
@@ -56,7 +55,7 @@ def compare_files(weights: Weights, path: str, layout: str, hints: Hints) -> lis
     """
     target = read_weights(path, layout, hints)
     library, tokens_of = _foreign_model(path, layout, target)
-    ours = _tokens(weights)
+    ours = tokens_of_backbone(weights)
     same_rule = (weights.spec.interpolate_antialias, weights.spec.interpolate_offset) == (
         target.spec.interpolate_antialias,
         target.spec.interpolate_offset,
@@ -69,13 +68,18 @@ def compare_files(weights: Weights, path: str, layout: str, hints: Hints) -> lis
         with torch.inference_mode():
             expected, got = ours(images), tokens_of(images)
         is_native = grid == weights.spec.table_grid
-        results.append(_compare(f"{library} at {size[0]} x {size[1]} pixels", expected, got, is_native or same_rule))
+        results.append(
+            compare_tensors(f"{library} at {size[0]} x {size[1]} pixels", expected, got, is_native or same_rule)
+        )
     return results + _compare_heads(weights, target)
 
 
-def _compare(what: str, expected: Tensor, got: Tensor, must_agree: bool = True) -> Comparison:
+def compare_tensors(
+    what: str, expected: Tensor, got: Tensor, must_agree: bool = True, if_not: str = Comparison.if_not
+) -> Comparison:
+    """The largest difference of two tensors; NaN, which never agrees, if their shapes differ."""
     difference = (expected - got).abs().max().item() if expected.shape == got.shape else float("nan")
-    return Comparison(what, difference, expected.abs().max().item(), must_agree)
+    return Comparison(what, difference, expected.abs().max().item(), must_agree, if_not)
 
 
 def _compare_heads(weights: Weights, target: Weights) -> list[Comparison]:
@@ -85,25 +89,31 @@ def _compare_heads(weights: Weights, target: Weights) -> list[Comparison]:
             head, other = _head(weights, name), _head(target, name)
             features = torch.randn(8, weights.spec.embed_dim, generator=torch.Generator().manual_seed(0))
             with torch.inference_mode():
-                results.append(_compare(name, head(features), other(features)))
+                results.append(compare_tensors(name, head(features), other(features)))
     return results
 
 
 def _head(weights: Weights, name: str) -> DINOHead:
     entries = weights.parts[name]
-    layers = sorted({int(key.split(".")[1]) for key in entries if key.startswith("mlp.")})
-    head = DINOHead(
-        in_dim=weights.spec.embed_dim,
-        num_prototypes=entries["last_layer.weight_v"].shape[0],
-        hidden_dim=entries[f"mlp.{layers[0]}.weight"].shape[0],
-        bottleneck_dim=entries["last_layer.weight_v"].shape[1],
-        num_layers=len(layers),
-    )
+    head = DINOHead(in_dim=weights.spec.embed_dim, **head_arguments(entries))
     head.load_state_dict(entries)
     return head
 
 
-def _tokens(weights: Weights) -> TokensOf:
+def head_arguments(entries: StateDict) -> dict[str, int]:
+    """What DINOHead was built with, but for the width of its input, read off the shapes of its entries."""
+    layers = sorted({int(key.split(".")[1]) for key in entries if key.startswith("mlp.")})
+    num_prototypes, bottleneck_dim = entries["last_layer.weight_v"].shape
+    return {
+        "num_prototypes": num_prototypes,
+        "hidden_dim": entries[f"mlp.{layers[0]}.weight"].shape[0],
+        "bottleneck_dim": bottleneck_dim,
+        "num_layers": len(layers),
+    }
+
+
+def tokens_of_backbone(weights: Weights) -> TokensOf:
+    """images -> all tokens [B, 1 + R + N, D] of the (teacher's) backbone: CLS, registers, patches."""
     model = weights.load_backbone()
 
     def run(images: Tensor) -> Tensor:
@@ -124,7 +134,7 @@ def _foreign_model(path: str, layout: str, target: Weights) -> tuple[str, Tokens
         timm_model = build_timm_model(target.spec)
         timm_model.load_state_dict(read_content(path).data)
         return "timm VisionTransformer", timm_model.forward_features  # type: ignore[return-value]
-    return f"the file read back ({layout})", _tokens(target)
+    return f"the file read back ({layout})", tokens_of_backbone(target)
 
 
 def build_timm_model(spec: BackboneSpec) -> torch.nn.Module:

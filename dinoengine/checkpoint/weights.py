@@ -105,6 +105,8 @@ class BackboneSpec:
             "INTERPOLATE_ANTIALIAS": self.interpolate_antialias,
             "INTERPOLATE_OFFSET": self.interpolate_offset,
         }
+        if not self.layer_scale:
+            options["LAYER_SCALE_INIT"] = 0.0
         return {f"MODEL.VIT.{key}": value for key, value in options.items()}
 
 
@@ -165,6 +167,11 @@ class Weights:
         return model
 
 
+def is_backbone(part: str) -> bool:
+    """Whether a part of ``Weights`` is a backbone, the teacher's or the student's."""
+    return part.rpartition(".")[2] == "backbone"
+
+
 def not_allowed(names: Sequence[str], allow: Sequence[str]) -> list[str]:
     """The names that match none of the patterns."""
     return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allow)]
@@ -204,7 +211,7 @@ def make_weights(
     missing: list[str] = []
     unused = list(unused)
     for part, entries in list(parts.items()):
-        if part.rpartition(".")[2] != "backbone":
+        if not is_backbone(part):
             continue
         prefix = part.removesuffix("backbone")
         missing += [prefix + name for name in expected if name not in entries and name not in optional]

@@ -88,10 +88,10 @@ class Own(Layout):
                 model |= add_prefix(entries, prefixes[part])
             else:
                 lost += [f"{part}.{name}" for name in entries]
-        return FileContent("", {"model": model, "config": config_text(weights.spec, weights.config)}), lost
+        return FileContent("", {"model": model, "config": str(config_of(weights.spec, weights.config).dump())}), lost
 
 
-def config_text(spec: BackboneSpec, text: str | None) -> str:
+def config_of(spec: BackboneSpec, text: str | None) -> CfgNode:
     """A config (``text``, or the defaults) whose MODEL.VIT keys and channels build ``spec``."""
     cfg = get_cfg()
     if text:
@@ -99,13 +99,11 @@ def config_text(spec: BackboneSpec, text: str | None) -> str:
     cfg.MODEL.VIT.EMBED_DIM = cfg.MODEL.VIT.DEPTH = cfg.MODEL.VIT.NUM_HEADS = 0
     for key, value in spec.config_options().items():
         cfg.merge_from_list([key, value])
-    if not spec.layer_scale:
-        cfg.MODEL.VIT.LAYER_SCALE_INIT = 0.0
-    elif not cfg.MODEL.VIT.LAYER_SCALE_INIT:
+    if spec.layer_scale and not cfg.MODEL.VIT.LAYER_SCALE_INIT:
         cfg.MODEL.VIT.LAYER_SCALE_INIT = 1e-5
     if len(cfg.MODEL.PIXEL_MEAN) != spec.in_chans:
         # Other channels need statistics of their own; these leave pixels in -1..1.
         cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = (0.5,) * spec.in_chans
     if spec.in_chans == 1:
         cfg.INPUT.FORMAT = "L"
-    return str(cfg.dump())
+    return cfg

@@ -1,0 +1,224 @@
+"""The backbone at one image size for other runtimes: ONNX, and torch.export's own file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dinoengine.checkpoint.convert import require_free
+from dinoengine.checkpoint.files import CheckpointError
+from dinoengine.checkpoint.layouts import Hints, read_weights
+from dinoengine.checkpoint.layouts.own import config_of
+from dinoengine.checkpoint.parity import Comparison, compare_tensors
+from dinoengine.checkpoint.resize_steps import with_table_grid
+from dinoengine.checkpoint.weights import BackboneSpec, Weights
+from dinoengine.modeling.backbone.vit import VisionTransformer
+
+logger = logging.getLogger(__name__)
+
+# One protobuf message holds 2 GiB; weights beyond that go to a second file, OUT.data.
+_MAX_BYTES_IN_ONNX = 1_900_000_000
+# The graph is traced with the first number of images and must hold for the others.
+_BATCH_SIZES = (2, 1, 3)
+_METADATA_FILE = "dinoengine.json"
+
+Outputs = dict[str, Tensor]
+Run = Callable[[Tensor], Outputs]
+
+
+class FixedSizeBackbone(nn.Module):
+    """Normalised images [B, C, H, W] -> cls_token [B, D], register_tokens [B, R, D] if any, patch_tokens [B, N, D]."""
+
+    def __init__(self, backbone: VisionTransformer) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Outputs:
+        output = self.backbone(images)
+        tokens = {"cls_token": output.cls_token}
+        if self.backbone.num_register_tokens:
+            tokens["register_tokens"] = output.register_tokens
+        return {**tokens, "patch_tokens": output.patch_tokens}
+
+
+class Exporter(NamedTuple):
+    """One kind of file.
+
+    Attributes:
+        packages: what it needs beside torch.
+        write: (model, images to trace with, path, metadata) -> the file; it may write a second one beside it.
+        load: path -> what runs the file.
+    """
+
+    packages: tuple[str, ...]
+    write: Callable[[FixedSizeBackbone, Tensor, str, dict[str, str]], None]
+    load: Callable[[str], Run]
+
+
+def export_backbone(
+    source: str,
+    target: str,
+    to: str,
+    *,
+    img_size: tuple[int, int] | None = None,
+    layout: str = "auto",
+    allow: Sequence[str] = (),
+    hints: Hints | None = None,
+    overwrite: bool = False,
+) -> list[Comparison]:
+    """Write the (teacher's) backbone for images of one size, any number at a time, and run the file against the model.
+
+    The position table is interpolated once, here, so that the graph holds none of it.
+
+    Args:
+        to: a name in EXPORTERS.
+        img_size: (rows, columns) in pixels; None: that of the position table.
+        layout, allow, hints, overwrite: as in ``convert``.
+
+    Returns:
+        What was compared, all of it in agreement.
+
+    Raises:
+        FileNotFoundError, ValueError: if the source cannot be read, the size is no multiple of the patch, a package is
+            missing, or the file does not compute the same. ``target`` is then as it was.
+    """
+    require_free(target, overwrite)
+    exporter = EXPORTERS[to]
+    if missing := [name for name in exporter.packages if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"--to {to} needs {', '.join(missing)}: pip install 'dinoengine[onnx]'.")
+    weights = read_weights(source, layout, hints)
+    logger.info("%s: layout %s, %s.", source, weights.layout, weights.spec.describe())
+    weights.require_complete(source, allow)
+    size = img_size or weights.spec.img_size
+    grid = _grid(size, weights.spec.patch_size)
+    baked = FixedSizeBackbone(with_table_grid(weights, grid).load_backbone()).eval()
+    reference = FixedSizeBackbone(weights.load_backbone())  # interpolates for itself
+    folder = os.path.dirname(os.path.abspath(target))
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{os.path.basename(target)}.") as scratch:
+        written = os.path.join(scratch, os.path.basename(target))
+        example = _images(weights.spec, size, _BATCH_SIZES[0])
+        with torch.no_grad():
+            exporter.write(baked, example, written, _metadata(weights, size))
+        results = _compare(reference, exporter.load(written), weights.spec, size)
+        for result in results:
+            logger.info("%s", result.line())
+        if failed := [result.line() for result in results if not result.agrees]:
+            raise CheckpointError(
+                f"The file does not compute what the model does, so nothing was written: {failed[0]}."
+            )
+        _move(scratch, target)
+    logger.info(
+        "Wrote %s: normalised float32 images [B, %d, %d, %d] -> %s.",
+        target,
+        weights.spec.in_chans,
+        *size,
+        ", ".join(baked(example[:1])),
+    )
+    return results
+
+
+def _grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    if min(size) < patch_size or size[0] % patch_size or size[1] % patch_size:
+        whole = [max(1, edge // patch_size) * patch_size for edge in size]
+        raise ValueError(
+            f"The image size {size[0]} x {size[1]} is no multiple of the patch size {patch_size}; give one that is "
+            f"(--img-size {whole[0]} {whole[1]})."
+        )
+    return size[0] // patch_size, size[1] // patch_size
+
+
+def _metadata(weights: Weights, size: tuple[int, int]) -> dict[str, str]:
+    """What a user of the file needs to know, as JSON values."""
+    spec = weights.spec
+    facts: dict[str, object] = {
+        "input": f"images [B, {spec.in_chans}, {size[0]}, {size[1]}], float32, (pixels / 255 - mean) / std per channel",
+        "architecture": spec.describe(),
+        "patch_size": spec.patch_size,
+        "num_register_tokens": spec.num_register_tokens,
+    }
+    if weights.config is not None:
+        model = config_of(spec, weights.config).MODEL
+        facts |= {"mean": list(model.PIXEL_MEAN), "std": list(model.PIXEL_STD)}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+
+
+def _images(spec: BackboneSpec, size: tuple[int, int], num: int) -> Tensor:
+    return torch.randn(num, spec.in_chans, *size, generator=torch.Generator().manual_seed(num))
+
+
+def _compare(reference: FixedSizeBackbone, run: Run, spec: BackboneSpec, size: tuple[int, int]) -> list[Comparison]:
+    results = []
+    for num in _BATCH_SIZES[1:]:
+        images = _images(spec, size, num)
+        with torch.inference_mode():
+            expected = reference(images)
+        got = run(images)
+        if list(got) != list(expected):
+            raise CheckpointError(f"The file gives {', '.join(got)}; expected {', '.join(expected)}.")
+        results += [compare_tensors(f"{n}, {num} image(s)", value, got[n]) for n, value in expected.items()]
+    return results
+
+
+def _move(scratch: str, target: str) -> None:
+    """Everything in ``scratch`` to beside ``target``, the file that needs the others last."""
+    others = [name for name in os.listdir(scratch) if name != os.path.basename(target)]
+    if others and os.path.exists(target):
+        os.remove(target)  # it would find the new weights
+    for name in [*others, os.path.basename(target)]:
+        os.replace(os.path.join(scratch, name), os.path.join(os.path.dirname(target), name))
+
+
+def _write_onnx(model: FixedSizeBackbone, images: Tensor, path: str, metadata: dict[str, str]) -> None:
+    program = torch.onnx.export(
+        model,
+        (images,),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=list(model(images)),
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+    )
+    assert program is not None, "torch.onnx.export(dynamo=True) returns a program"
+    program.model.metadata_props.update(metadata)
+    num_bytes = sum(value.nbytes for value in model.state_dict().values())
+    program.save(path, external_data=num_bytes > _MAX_BYTES_IN_ONNX)
+
+
+def _load_onnx(path: str) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: Tensor) -> Outputs:
+        values = session.run(names, {"images": images.numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+
+    return run
+
+
+def _write_torch_export(model: FixedSizeBackbone, images: Tensor, path: str, metadata: dict[str, str]) -> None:
+    program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+    with open(path, "wb") as file:  # given a path, it insists on the ending .pt2
+        torch.export.save(program, file, extra_files={_METADATA_FILE: json.dumps(metadata)})
+
+
+def _load_torch_export(path: str) -> Run:
+    with open(path, "rb") as file:
+        module: Run = torch.export.load(file).module()
+    return module
+
+
+EXPORTERS = {
+    "onnx": Exporter(("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx),
+    "torch-export": Exporter((), _write_torch_export, _load_torch_export),
+}
