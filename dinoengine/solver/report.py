@@ -74,8 +74,10 @@ def schedule_values(cfg: CfgNode, model: nn.Module, iterations: Iterable[int]) -
 
 def turning_points(cfg: CfgNode) -> list[int]:
     """First and last iteration, quarters, and the ends of freeze and warm-ups: where schedules are worth a look."""
-    total = cfg.SOLVER.MAX_ITER
-    ends = [cfg.SOLVER.FREEZE_LAST_LAYER_ITERS, cfg.SOLVER.WARMUP_ITERS, cfg.MODEL.TEACHER.TEMP_WARMUP_ITERS]
+    solver, total = cfg.SOLVER, cfg.SOLVER.MAX_ITER
+    ends = [solver.FREEZE_LAST_LAYER_ITERS, solver.WARMUP_ITERS, cfg.MODEL.TEACHER.TEMP_WARMUP_ITERS]
+    if solver.BACKBONE_FREEZE_ITERS or solver.BACKBONE_RAMP_ITERS:
+        ends += [solver.BACKBONE_FREEZE_ITERS, solver.BACKBONE_FREEZE_ITERS + solver.BACKBONE_RAMP_ITERS]
     points = [0, 1, *(end - 1 for end in ends), *ends, total // 4, total // 2, total * 3 // 4, total - 1]
     return sorted({point for point in points if 0 <= point < total})
 

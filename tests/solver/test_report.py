@@ -117,6 +117,7 @@ def test_turning_points_lie_inside_the_run() -> None:
     assert {0, 1, 1249, 1250, 12499, 12500, 37500, 62500, 124999} <= set(points)
     assert turning_points(_recipe("dinov2/vitl16_short", "SOLVER.MAX_ITER", 1)) == [0]
     assert max(turning_points(_recipe("dinov2/vitl16_short", "SOLVER.MAX_ITER", 100))) == 99
+    assert {3999, 4000, 5999, 6000} <= set(turning_points(_recipe("dinov2/vits14_continue")))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
