@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from dinoengine.checkpoint.files import CheckpointError, StateDict, grouped_names, read_content, short_list
+from dinoengine.checkpoint.files import CheckpointError, StateDict, read_content, short_list
 from dinoengine.checkpoint.layouts import Hints, read_weights
 from dinoengine.checkpoint.layouts.layout import is_state_dict
 from dinoengine.utils.file_io import atomic_write
@@ -44,7 +44,7 @@ def read_linear_head(path: str) -> StateDict:
     if not is_state_dict(entries) or entries.keys() != {"weight", "bias"}:
         raise CheckpointError(
             f"{path} is no linear head, which has 'weight' and 'bias' alone; it has "
-            f"{short_list(grouped_names(list(entries))) or 'nothing'}."
+            f"{short_list(list(entries)) or 'nothing'}."
         )
     weight, bias = entries["weight"], entries["bias"]
     if weight.ndim != 2 or bias.shape != weight.shape[:1]:
