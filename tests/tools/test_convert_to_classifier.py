@@ -9,6 +9,8 @@ import torch
 
 from dinoengine.checkpoint.convert import save_weights
 from dinoengine.config import get_cfg
+from dinoengine.data import build_dataset
+from dinoengine.engine import run_command
 from tests.checkpoint.models import random_weights
 from tests.tools.tools import load_tool
 
@@ -39,6 +41,18 @@ def test_export(source: str, tmp_path: Path) -> None:
     tool.main(["--export-head", str(tmp_path / "cls.pth"), str(tmp_path / "head.pth")])
     head = torch.load(tmp_path / "head.pth", weights_only=True)
     assert {name: list(value.shape) for name, value in head.items()} == {"weight": [4, 64], "bias": [4]}
+
+
+def test_a_head_that_came_without_training_data_is_evaluated_as_written(source: str, tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(10, 128), "bias": torch.eye(10)[3]}, tmp_path / "head.pth")  # always a 3
+    head, target = str(tmp_path / "head.pth"), str(tmp_path / "cls.pth")
+    keys = ["DATALOADER.NUM_WORKERS=0", "INPUT.TEST.CROP_SIZE_PX=14"]
+    tool.main(["--linear-head", head, "--test", "digits:split=test", source, target, *keys])
+    results = run_command(None, ["--config-file", str(tmp_path / "cls.yaml"), "--num-gpus", "0", "--eval-only"])
+    labels = [build_dataset("digits:split=test").label(i) for i in range(360)]
+    top5 = sum(labels.count(digit) for digit in (3, 0, 1, 2, 4))  # of equal logits the first classes
+    expected = {"top1": labels.count(3) / 3.6, "top5": top5 / 3.6}
+    assert results["classification"] == pytest.approx(expected)
 
 
 def test_mistakes_end_with_one_line(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
