@@ -80,11 +80,7 @@ class SSLBatch:
         Raises:
             ValueError: if B is not divisible by ``num_parts``, or targets are attached already.
         """
-        if num_parts < 1 or len(self) % num_parts:
-            raise ValueError(
-                f"Cannot split a batch of {len(self)} images into {num_parts} equal micro-batches; "
-                "make SOLVER.IMS_PER_BATCH divisible by (world size x SOLVER.NUM_MICRO_BATCHES)."
-            )
+        _require_divisible(len(self), num_parts)
         if self.targets is not None:
             raise ValueError("This batch carries teacher targets already; split it before they are attached.")
 
@@ -107,7 +103,7 @@ class SSLBatch:
 
 @dataclass
 class ImageBatch:
-    """One evaluation batch.
+    """One batch of single images, for evaluation or for training with labels.
 
     Attributes:
         images: [B, C, H, W], uint8 (or float in 0..1).
@@ -130,6 +126,25 @@ class ImageBatch:
         """Called by the DataLoader when ``pin_memory=True``."""
         return _map_tensors(self, lambda t: t.pin_memory())
 
+    def split(self, num_parts: int) -> list[ImageBatch]:
+        """Cut into ``num_parts`` batches of B / num_parts consecutive images each.
+
+        Raises:
+            ValueError: if B is not divisible by ``num_parts``.
+        """
+        _require_divisible(len(self), num_parts)
+        labels = [None] * num_parts if self.labels is None else self.labels.chunk(num_parts)
+        columns = zip(self.images.chunk(num_parts), labels, self.indices.chunk(num_parts), strict=True)
+        return [ImageBatch(*column) for column in columns]
+
+
+def _require_divisible(num_images: int, num_parts: int) -> None:
+    if num_parts < 1 or num_images % num_parts:
+        raise ValueError(
+            f"Cannot split a batch of {num_images} images into {num_parts} equal micro-batches; "
+            "make SOLVER.IMS_PER_BATCH divisible by (world size x SOLVER.NUM_MICRO_BATCHES)."
+        )
+
 
 @dataclass
 class BackboneOutput:
@@ -146,6 +161,17 @@ class BackboneOutput:
     register_tokens: Tensor
     patch_tokens: Tensor
     grid: tuple[int, int]
+
+
+@dataclass
+class ClassifierOutput(BackboneOutput):
+    """What the feature model of a classifier returns: the tokens of the last block, and what its head makes of them.
+
+    Attributes:
+        logits: [B, number of classes].
+    """
+
+    logits: Tensor
 
 
 class LossTerm(NamedTuple):

@@ -56,6 +56,19 @@ TINY = {
 }
 
 
+# On top of TINY: a classifier of its three classes.
+TINY_CLASSIFIER = {
+    "MODEL.META_ARCHITECTURE": "ImageClassifier",
+    "MODEL.CLASSIFIER.NUM_CLASSES": 3,
+    "INPUT.AUGMENTATION": "SingleCrop",
+    "SOLVER.OPTIMIZER": "SGD",
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.WEIGHT_DECAY": 0.0,
+    "SOLVER.WEIGHT_DECAY_END": 0.0,
+    "TEST.EVALUATORS": "('classification',)",
+}
+
+
 @pytest.fixture
 def tiny_cfg(tmp_path: Path) -> CfgNode:
     """A config that trains an iteration in milliseconds; OUTPUT_DIR is a fresh folder."""
@@ -63,6 +76,13 @@ def tiny_cfg(tmp_path: Path) -> CfgNode:
     cfg.merge_from_list([word for key, value in TINY.items() for word in (key, str(value))])
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     return cfg
+
+
+@pytest.fixture
+def classifier_cfg(tiny_cfg: CfgNode) -> CfgNode:
+    """The same for a classifier on a frozen backbone."""
+    tiny_cfg.merge_from_list([word for key, value in TINY_CLASSIFIER.items() for word in (key, str(value))])
+    return tiny_cfg
 
 
 @pytest.fixture(autouse=True)

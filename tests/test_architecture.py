@@ -37,6 +37,7 @@ TESTED_ELSEWHERE = {
             *(f"layouts/{n}" for n in ("known", "layout", "meta", "dino", "hugging_face", "timm", "cerebras", "own")),
         )
     },
+    "engine/reporting.py": "engine/test_ssl_trainer.py",
     "modeling/meta_arch/feature_model.py": "modeling/meta_arch/test_student_teacher.py",
     "modeling/heads/build.py": "modeling/test_build.py",
     "modeling/backbone/build.py": "modeling/test_build.py",

@@ -23,7 +23,7 @@ from dinoengine.data import (
 from dinoengine.evaluation import EVALUATOR_REGISTRY, inference_on_dataset
 from dinoengine.modeling import BACKBONE_REGISTRY, HEAD_REGISTRY, META_ARCH_REGISTRY, Backbone
 from dinoengine.solver import OPTIMIZER_REGISTRY, param_groups
-from dinoengine.structures import BackboneOutput
+from dinoengine.structures import BackboneOutput, ClassifierOutput, ImageBatch
 from tests.test_architecture import PACKAGE, ROOT, SOURCES, _keys, import_rows
 
 Chain = tuple[str, ...]
@@ -240,9 +240,17 @@ def test_every_key_named_in_a_message_or_document_exists(path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- registries
 
 
+CLASSIFIER = ["INPUT.AUGMENTATION", "SingleCrop", "MODEL.CLASSIFIER.NUM_CLASSES", 3]
+NEEDED_BY: dict[str, list[Any]] = {
+    "ImageClassifier": [*CLASSIFIER, "MODEL.CLASSIFIER.FREEZE_BACKBONE", False],
+    "classification": CLASSIFIER,
+}
+
+
 @pytest.mark.parametrize("name", META_ARCH_REGISTRY.names())
 def test_meta_architectures_keep_their_contract(name: str, tiny_cfg: CfgNode) -> None:
     tiny_cfg.MODEL.META_ARCHITECTURE = name
+    tiny_cfg.merge_from_list(NEEDED_BY.get(name, []))
     model = META_ARCH_REGISTRY.get(name)(tiny_cfg)
     assert model.training
     if hasattr(model, "teacher_temp"):
@@ -263,9 +271,10 @@ def test_meta_architectures_keep_their_contract(name: str, tiny_cfg: CfgNode) ->
     for parameter_name in trainable:
         assert model.param_facts(parameter_name).role in ("", "patch_embed", "last_layer")
 
-    output = model.feature_model()(batch.global_crops)
+    images = batch.images if isinstance(batch, ImageBatch) else batch.global_crops
+    output = model.feature_model()(images)
     assert isinstance(output, BackboneOutput)
-    assert output.cls_token.shape[0] == len(batch.global_crops)
+    assert output.cls_token.shape[0] == len(images)
 
 
 @pytest.mark.parametrize("name", BACKBONE_REGISTRY.names())
@@ -327,8 +336,9 @@ def test_augmentations_draw_from_the_given_generator_alone(name: str, tiny_cfg: 
         torch.manual_seed(global_seed)
         np.random.seed(global_seed)  # noqa: NPY002 - the generator that must not be used
         global_crops, local_crops = augmentation(Image.fromarray(pixels), np.random.default_rng(5))
-        assert [tuple(c.shape) for c in global_crops] == [(3, 8, 8)] * 2
-        assert [tuple(c.shape) for c in local_crops] == [(3, 4, 4)] * tiny_cfg.INPUT.LOCAL_CROPS.NUM
+        num_global, num_local = (1, 0) if name == "SingleCrop" else (2, tiny_cfg.INPUT.LOCAL_CROPS.NUM)
+        assert [tuple(c.shape) for c in global_crops] == [(3, 8, 8)] * num_global
+        assert [tuple(c.shape) for c in local_crops] == [(3, 4, 4)] * num_local
         assert {c.dtype for c in [*global_crops, *local_crops]} == {torch.uint8}
         runs.append([*global_crops, *local_crops])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -351,20 +361,21 @@ def test_optimizers_move_against_the_gradient_and_keep_every_parameter(name: str
 
 
 class _Pixels(torch.nn.Module):
-    """The pixels as features."""
+    """The pixels as features, and as logits of three classes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, images: torch.Tensor) -> BackboneOutput:
+    def forward(self, images: torch.Tensor) -> ClassifierOutput:
         tokens = (images.float() / 255 * self.scale).flatten(1).unsqueeze(1)
-        return BackboneOutput(tokens[:, 0], tokens[:, :0], tokens, (1, 1))
+        return ClassifierOutput(tokens[:, 0], tokens[:, :0], tokens, (1, 1), logits=tokens[:, 0, :3])
 
 
 @pytest.mark.parametrize("name", EVALUATOR_REGISTRY.names())
 def test_evaluators_report_numbers_by_task_and_metric(name: str, tiny_cfg: CfgNode) -> None:
     (dataset,) = tiny_cfg.DATASETS.TEST
+    tiny_cfg.merge_from_list(NEEDED_BY.get(name, []))
     evaluator = EVALUATOR_REGISTRY.get(name)(tiny_cfg, dataset, build_test_loader)
     results: dict[str, Any] = inference_on_dataset(_Pixels(), build_test_loader(tiny_cfg, dataset), evaluator)
     assert list(results) == [name]

@@ -55,7 +55,7 @@ def test_all_examples_train_together(clean_registries, tmp_path):
         "INPUT.LOCAL_CROPS.NUM": 1,
         "INPUT.TEST.RESIZE_PX": 16,
         "INPUT.TEST.CROP_SIZE_PX": 16,
-        "SOLVER.OPTIMIZER": "SGD",
+        "SOLVER.OPTIMIZER": "NAdam",
         "SOLVER.IMS_PER_BATCH": 4,
         "SOLVER.MAX_ITER": 3,
         "SOLVER.WARMUP_ITERS": 1,

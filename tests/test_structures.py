@@ -53,6 +53,18 @@ def test_uneven_parts_are_refused() -> None:
         batch.split(2)
 
 
+@pytest.mark.parametrize("labels", [torch.arange(6), None])
+def test_single_images_are_split_with_their_labels(labels: torch.Tensor | None) -> None:
+    images = torch.arange(6.0).view(6, 1, 1, 1)
+    parts = ImageBatch(images, labels, torch.arange(10, 16)).split(3)
+    assert [part.images.flatten().tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert [part.indices.tolist() for part in parts] == [[10, 11], [12, 13], [14, 15]]
+    for part in parts:
+        assert labels is None if part.labels is None else part.labels.tolist() == part.images.flatten().tolist()
+    with pytest.raises(ValueError, match="Cannot split a batch of 6 images into 4"):
+        ImageBatch(images, labels, torch.arange(6)).split(4)
+
+
 def test_to_moves_every_tensor_and_nothing_else() -> None:
     moved = _batch(masks=False).to("meta")
     assert moved.global_crops.is_meta

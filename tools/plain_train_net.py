@@ -84,6 +84,8 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
             raise ValueError(
                 "plain_train_net.py has no SOLVER.AMP, NUM_MICRO_BATCHES and NON_FINITE_MAX_SKIPS. Use train_net.py."
             )
+        if cfg.MODEL.CLASSIFIER.NUM_CLASSES:
+            raise ValueError("plain_train_net.py is the loop of pretraining; train a classifier with train_net.py.")
         cfg = default_setup(cfg, args)
         if args.eval_only:
             model = SSLTrainer.build_model(cfg)

@@ -86,7 +86,7 @@ def print_inputs(cfg: CfgNode, num_processes: int) -> None:
             "synthetic:num_images=64 DATASETS.TEST synthetic:num_images=64 to see the same shapes."
         ) from None
     share = cfg.SOLVER.IMS_PER_BATCH // num_processes
-    print(f"Pretraining, process 1 of {num_processes}: {share} of the {cfg.SOLVER.IMS_PER_BATCH} images of a batch")
+    print(f"Training, process 1 of {num_processes}: {share} of the {cfg.SOLVER.IMS_PER_BATCH} images of a batch")
     _print_table(next(iter(train_loader)))
     if test_loader is None:
         print("\nEvaluation: no dataset (DATASETS.TEST is empty)")

@@ -141,6 +141,21 @@ _C.MODEL.LOSS.KOLEO_WEIGHT = 0.1
 # batch of one GPU. Must divide IMS_PER_BATCH / NUM_MICRO_BATCHES. Changes results.
 _C.MODEL.LOSS.KOLEO_GROUP_SIZE = 0
 
+# An image classifier: one linear layer on a backbone, trained with labels.
+_C.MODEL.CLASSIFIER = CN()
+# Number of classes, as many as DATASETS.TRAIN has, with MODEL.META_ARCHITECTURE ImageClassifier and INPUT.AUGMENTATION
+# SingleCrop. 0: no classifier but pretraining, without labels. Changes results.
+_C.MODEL.CLASSIFIER.NUM_CLASSES = 0
+# The head sees the CLS tokens of this many last blocks, each after the final norm, oldest first: 1 or 4, the two that are
+# published. Changes results.
+_C.MODEL.CLASSIFIER.NUM_LAST_BLOCKS = 1
+# Whether it also sees the mean patch token of the last block. Changes results.
+_C.MODEL.CLASSIFIER.MEAN_PATCH = False
+# True: linear evaluation, the backbone stays as it is, in eval mode. False: full fine-tuning. Changes results.
+_C.MODEL.CLASSIFIER.FREEZE_BACKBONE = True
+# Share of the target's probability that is spread over all classes, 0..1. Changes results.
+_C.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
+
 _C.MODEL.DDP = CN()
 # Let DistributedDataParallel look for parameters without gradient (slower; for models of your own).
 _C.MODEL.DDP.FIND_UNUSED_PARAMETERS = False
@@ -153,7 +168,8 @@ _C.MODEL.DDP.FP16_COMPRESSION = False
 _C.INPUT = CN()
 # How images are decoded: "RGB" (3 channels) or "L" (grey, 1 channel). Changes results.
 _C.INPUT.FORMAT = "RGB"
-# A name in AUGMENTATION_REGISTRY. Changes results.
+# A name in AUGMENTATION_REGISTRY: "MultiCrop" for pretraining, "SingleCrop" (one global crop and the flip, nothing else)
+# for a classifier. Changes results.
 _C.INPUT.AUGMENTATION = "MultiCrop"
 # Width over height of the cropped region, drawn log-uniformly. Changes results.
 _C.INPUT.CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
@@ -216,7 +232,7 @@ _C.INPUT.TEST.CROP_SIZE_PX = (224,)
 # ----------------------------------------------------------------------------------------------------------------
 _C.DATASETS = CN()
 # Dataset strings, e.g. ("folder:/path/to/images",), ("digits:split=train",), ("synthetic:num_images=1000",).
-# Several entries are concatenated. Labels are not used in pretraining. Changes results.
+# Several entries are concatenated. Labels are used for a classifier only. Changes results.
 _C.DATASETS.TRAIN = ()
 # Labelled datasets to evaluate on.
 _C.DATASETS.TEST = ()
@@ -231,7 +247,7 @@ _C.DATALOADER.PREFETCH_FACTOR = 2
 # Solver
 # ----------------------------------------------------------------------------------------------------------------
 _C.SOLVER = CN()
-# A name in OPTIMIZER_REGISTRY. Changes results.
+# A name in OPTIMIZER_REGISTRY: "AdamW" or "SGD". Changes results.
 _C.SOLVER.OPTIMIZER = "AdamW"
 # Images per optimizer step over all processes and micro-batches. Changes results.
 _C.SOLVER.IMS_PER_BATCH = 2048
@@ -267,6 +283,8 @@ _C.SOLVER.WEIGHT_DECAY_END = 0.4
 # AdamW's betas and epsilon. Change results.
 _C.SOLVER.BETAS = (0.9, 0.999)
 _C.SOLVER.EPS = 1e-8
+# SGD's momentum, 0 <= m < 1. Changes results.
+_C.SOLVER.MOMENTUM = 0.9
 # Largest L2 norm of the gradient of each sub-module (backbone, each head); 0 disables. Changes results.
 _C.SOLVER.CLIP_GRAD_NORM = 3.0
 # Optimizer steps with a non-finite loss or gradient that are skipped before the run stops; the weights are never
@@ -294,7 +312,8 @@ _C.SOLVER.AMP.PRECISION = "bf16"
 # Evaluation
 # ----------------------------------------------------------------------------------------------------------------
 _C.TEST = CN()
-# Names in EVALUATOR_REGISTRY; each evaluates every dataset of DATASETS.TEST.
+# Names in EVALUATOR_REGISTRY; each evaluates every dataset of DATASETS.TEST: "knn", and for a classifier "classification"
+# (top-1 and top-5 of its own head).
 _C.TEST.EVALUATORS = ("knn",)
 # Iterations between evaluations; 0: only at the end. Does not change results.
 _C.TEST.EVAL_PERIOD = 0

@@ -39,6 +39,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "MODEL.LOSS.IBOT_WEIGHT": (0, float("inf"), True),
     "MODEL.LOSS.KOLEO_WEIGHT": (0, float("inf"), True),
     "MODEL.LOSS.KOLEO_GROUP_SIZE": (0, float("inf"), True),
+    "MODEL.CLASSIFIER.NUM_CLASSES": (0, float("inf"), True),
+    "MODEL.CLASSIFIER.LABEL_SMOOTHING": (0, 1, True),
     "INPUT.LOCAL_CROPS.NUM": (0, float("inf"), True),
     "INPUT.HFLIP_PROB": (0, 1, True),
     "INPUT.COLOR_JITTER.PROB": (0, 1, True),
@@ -88,6 +90,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.VIT.SIZE": ("micro", "tiny", "small", "base", "large", "giant"),
     "MODEL.VIT.FFN": ("mlp", "swiglu"),
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
+    "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
@@ -114,9 +117,11 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_sizes,
         _check_names,
         _check_evaluation,
+        _check_classifier,
     ]
     if training:
-        checks += [_check_losses, _check_precision, _check_training_data]
+        checks += [_check_precision, _check_training_data]
+        checks += [] if _is_classifier(cfg) else [_check_losses]
     problems = [problem for check in checks for problem in check(cfg)]
     if training:
         problems += _check_batch(cfg, world_size)
@@ -134,6 +139,11 @@ def _get(cfg: CfgNode, key: str) -> Any:
     return node
 
 
+def _is_classifier(cfg: CfgNode) -> bool:
+    """Whether the keys of pretraining (losses, teacher, views beyond the first) are not used."""
+    return bool(cfg.MODEL.CLASSIFIER.NUM_CLASSES > 0)
+
+
 def _are_numbers(values: tuple[Any, ...], length: int | None = None) -> bool:
     """Whether these are finite numbers (``length`` of them)."""
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
@@ -149,6 +159,8 @@ def _check_ranges(cfg: CfgNode) -> Iterator[str]:
             yield f"{key} must be {'>=' if closed else '>'} {low:g}{upper}, got {value}."
     if not 0 <= cfg.MODEL.VIT.DROP_PATH_RATE < 1:
         yield f"MODEL.VIT.DROP_PATH_RATE must be >= 0 and < 1, got {cfg.MODEL.VIT.DROP_PATH_RATE}."
+    if not 0 <= cfg.SOLVER.MOMENTUM < 1:
+        yield f"SOLVER.MOMENTUM must be >= 0 and < 1, got {cfg.SOLVER.MOMENTUM}."
     if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
         yield f"SOLVER.LAYER_DECAY must be > 0 and <= 1, got {cfg.SOLVER.LAYER_DECAY}."
     if not 0 < cfg.INPUT.MASK.MIN_ASPECT <= 1:
@@ -199,9 +211,10 @@ def _check_sizes(cfg: CfgNode) -> Iterator[str]:
     if patch < 1:
         return  # reported as out of range
     keys = ["INPUT.GLOBAL_CROPS.SIZE_PX", "INPUT.TEST.CROP_SIZE_PX"]
-    keys += ["INPUT.LOCAL_CROPS.SIZE_PX"] if cfg.INPUT.LOCAL_CROPS.NUM else []
+    pretraining = not _is_classifier(cfg)
+    keys += ["INPUT.LOCAL_CROPS.SIZE_PX"] if cfg.INPUT.LOCAL_CROPS.NUM and pretraining else []
     keys += ["MODEL.VIT.POS_EMBED_SIZE_PX"] if cfg.MODEL.VIT.POS_EMBED_SIZE_PX != (0,) else []
-    blur_reach = cfg.INPUT.BLUR.KERNEL_SIZE_PX // 2 if any(cfg.INPUT.BLUR.PROBS) else 0
+    blur_reach = cfg.INPUT.BLUR.KERNEL_SIZE_PX // 2 if any(cfg.INPUT.BLUR.PROBS) and pretraining else 0
     for key in keys:
         value = _get(cfg, key)
         if len(value) not in (1, 2) or not all(isinstance(v, int) and v > 0 for v in value):
@@ -245,6 +258,8 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
             f"SOLVER.IMS_PER_BATCH {batch} (global) is not divisible by {world_size} process(es) x "
             f"SOLVER.NUM_MICRO_BATCHES {parts}; the nearest possible: {' or '.join(str(n) for n in near if n)}."
         )
+        return
+    if _is_classifier(cfg):
         return
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group == 1:
         yield "MODEL.LOSS.KOLEO_GROUP_SIZE 1 leaves no other image to compare with; use 0 (all) or at least 2."
@@ -304,10 +319,36 @@ def _check_evaluation(cfg: CfgNode) -> Iterator[str]:
         yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."
 
 
+def _check_classifier(cfg: CfgNode) -> Iterator[str]:
+    """A classifier is asked for in three places that must agree; names of a user's own are left to the user."""
+    architecture, augmentation = cfg.MODEL.META_ARCHITECTURE, cfg.INPUT.AUGMENTATION
+    if not _is_classifier(cfg):
+        if architecture == "ImageClassifier":
+            yield "MODEL.META_ARCHITECTURE ImageClassifier needs MODEL.CLASSIFIER.NUM_CLASSES of at least 1."
+        return
+    asked = f"MODEL.CLASSIFIER.NUM_CLASSES {cfg.MODEL.CLASSIFIER.NUM_CLASSES} asks for a classifier"
+    if architecture == "DINOv2":
+        yield f"{asked}, but MODEL.META_ARCHITECTURE is DINOv2; set ImageClassifier, or NUM_CLASSES 0 for pretraining."
+    if augmentation == "MultiCrop":
+        yield f"{asked}, which sees one view of an image, but INPUT.AUGMENTATION is MultiCrop; set SingleCrop."
+    if cfg.TEST.BASELINES:
+        yield f"{asked}; TEST.BASELINES {cfg.TEST.BASELINES} are baselines of k-NN in pretraining, set ()."
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        yield f"{asked}; TEST.PRECISE_BN is for pretraining, set ENABLED False."
+
+
 def _warnings(cfg: CfgNode) -> Iterator[str]:
     total = cfg.SOLVER.MAX_ITER
     if total <= cfg.SOLVER.WARMUP_ITERS:
         yield f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} >= SOLVER.MAX_ITER {total}: the LR never reaches its peak."
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        yield "SOLVER.AMP.ENABLED on the CPU: most CPUs are slower in bf16 than in fp32; measure, or set it to False."
+    if not _is_classifier(cfg):
+        yield from _pretraining_warnings(cfg)
+
+
+def _pretraining_warnings(cfg: CfgNode) -> Iterator[str]:
+    total = cfg.SOLVER.MAX_ITER
     if total < cfg.MODEL.TEACHER.TEMP_WARMUP_ITERS:
         yield f"MODEL.TEACHER.TEMP_WARMUP_ITERS > SOLVER.MAX_ITER {total}: the temperature never reaches TEMP."
     if total <= cfg.SOLVER.FREEZE_LAST_LAYER_ITERS:
@@ -316,7 +357,5 @@ def _warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.BACKBONE_FREEZE_ITERS >= SOLVER.MAX_ITER {total}: the backbone is never trained."
     if cfg.MODEL.TEACHER.MOMENTUM > cfg.MODEL.TEACHER.MOMENTUM_END:
         yield "MODEL.TEACHER.MOMENTUM is above MOMENTUM_END: the teacher would follow the student ever faster."
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        yield "SOLVER.AMP.ENABLED on the CPU: most CPUs are slower in bf16 than in fp32; measure, or set it to False."
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and cfg.SOLVER.IMS_PER_BATCH == 1:
         yield "KoLeo needs at least two images to compare; with SOLVER.IMS_PER_BATCH 1 its loss is 0."

@@ -7,11 +7,12 @@ from dinoengine.data.catalog import (
     build_dataset,
     build_datasets,
 )
-from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset
+from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
 from dinoengine.data.datasets import Digits, ImageFolder, Synthetic
 from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
+from dinoengine.data.single_crop import SingleCrop
 
 __all__ = [
     "AUGMENTATION_REGISTRY",
@@ -29,6 +30,7 @@ __all__ = [
     "MetadataCatalog",
     "MultiCrop",
     "PositionBatches",
+    "SingleCrop",
     "Synthetic",
     "TensorRow",
     "TrainingSampler",
@@ -37,4 +39,5 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "describe_batch",
+    "require_labels",
 ]

@@ -12,7 +12,7 @@ from dinoengine.config import CfgNode
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransform
 from dinoengine.data.catalog import build_datasets
 from dinoengine.data.collate import CropSample, LabelledImage, SSLCollate, collate_images
-from dinoengine.data.dataset import DataError, ImageDataset
+from dinoengine.data.dataset import DataError, ImageDataset, require_labels
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
@@ -37,6 +37,25 @@ class TrainingStream(Dataset[CropSample]):
                 f"Loading or augmenting {self.dataset.describe(index)} (position {position} of the stream) failed: {error}"
             ) from error
         return CropSample(position, *crops)
+
+
+class LabelledStream(Dataset[LabelledImage]):
+    """position -> one crop and its label; like the stream it is made of a pure function of (seed, position)."""
+
+    def __init__(self, stream: TrainingStream) -> None:
+        self.stream = stream
+        self.dataset: ImageDataset = stream.dataset
+
+    def __getitem__(self, position: int) -> LabelledImage:
+        sample = self.stream[position]
+        num_views = len(sample.global_crops) + len(sample.local_crops)
+        if num_views != 1:
+            raise DataError(
+                f"The augmentation made {num_views} views of an image, and a classifier is trained on one; set "
+                "INPUT.AUGMENTATION SingleCrop."
+            )
+        index = self.stream.sampler.index_at(position)
+        return LabelledImage(sample.global_crops[0], self.dataset.label(index), index)
 
 
 class EvaluationImages(Dataset[LabelledImage]):
@@ -76,19 +95,23 @@ def build_mask_plan(cfg: CfgNode) -> MaskPlan | None:
 def build_train_loader(
     cfg: CfgNode, start_iter: int = 0, *, rank: int | None = None, world_size: int | None = None
 ) -> DataLoader[Any]:
-    """An endless loader of SSLBatch, beginning with the batch of iteration ``start_iter``.
+    """An endless loader of SSLBatch, for a classifier of ImageBatch, beginning with the batch of iteration ``start_iter``.
 
     Args:
         rank, world_size: default to those of the process group.
 
     Raises:
-        ValueError, KeyError, FileNotFoundError: if a dataset cannot be made, the batch cannot be divided, or SEED is -1.
+        ValueError, KeyError, FileNotFoundError: if a dataset cannot be made, the batch cannot be divided, SEED is -1, or a
+            dataset has not the classes of the classifier.
     """
     if cfg.SEED < 0:
         raise ValueError(f"A training loader needs a seed >= 0, got SEED {cfg.SEED}; default_setup draws one for -1.")
     dataset = build_datasets(cfg.DATASETS.TRAIN)
+    num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    if num_classes:
+        require_labels(dataset, num_classes, f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)}")
     sampler = TrainingSampler(len(dataset), cfg.SEED)
-    augmentation = AUGMENTATION_REGISTRY.get(cfg.INPUT.AUGMENTATION)(cfg)
+    stream = TrainingStream(dataset, sampler, AUGMENTATION_REGISTRY.get(cfg.INPUT.AUGMENTATION)(cfg), cfg.SEED)
     batches = PositionBatches(
         cfg.SOLVER.IMS_PER_BATCH,
         rank=comm.get_rank() if rank is None else rank,
@@ -96,9 +119,9 @@ def build_train_loader(
         start_iter=start_iter,
     )
     return DataLoader(
-        TrainingStream(dataset, sampler, augmentation, cfg.SEED),
+        LabelledStream(stream) if num_classes else stream,
         batch_sampler=batches,
-        collate_fn=SSLCollate(build_mask_plan(cfg)),
+        collate_fn=collate_images if num_classes else SSLCollate(build_mask_plan(cfg)),
         **_worker_options(cfg),
     )
 

@@ -22,7 +22,7 @@ class CropSample(NamedTuple):
 
 @dataclass
 class LabelledImage:
-    """One evaluation image [C, H, W], its label (None without labels) and its index in the dataset."""
+    """One crop of an image [C, H, W], its label (None without labels) and its index in the dataset."""
 
     image: Tensor
     label: int | None

@@ -84,3 +84,20 @@ class ConcatImageDataset(ImageDataset):
     def describe(self, index: int) -> str:
         dataset, inner = self._locate(index)
         return dataset.describe(inner)
+
+
+def require_labels(dataset: ImageDataset, num_classes: int, which: str) -> None:
+    """See that a dataset can train a classifier with this many classes; ``which`` it is, for messages.
+
+    Raises:
+        ValueError: if it has no labels, or another number of classes.
+    """
+    if dataset.class_names is None:
+        raise ValueError(
+            f"A classifier is trained with labels, and {which} has none (several datasets have labels together only if "
+            "they have the same classes). Give one with labels, e.g. a folder with one sub-folder per class."
+        )
+    if len(dataset.class_names) != num_classes:
+        raise ValueError(
+            f"MODEL.CLASSIFIER.NUM_CLASSES is {num_classes}, but {which} has {len(dataset.class_names)} classes."
+        )

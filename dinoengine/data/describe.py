@@ -18,7 +18,7 @@ _MEANINGS: dict[type, dict[str, str]] = {
         "positions": "[B] position of each image in the sample stream",
     },
     ImageBatch: {
-        "images": "[B, C, H, W] evaluation crops",
+        "images": "[B, C, H, W] one crop of each image",
         "labels": "[B] class of each image",
         "indices": "[B] index of each image in its dataset",
     },

@@ -1,8 +1,10 @@
 from dinoengine.engine import hooks
+from dinoengine.engine.classifier_trainer import ClassifierTrainer, trainer_class_of
 from dinoengine.engine.command import run_command, train_or_evaluate
 from dinoengine.engine.defaults import DefaultPredictor, DefaultTrainer, default_writers
 from dinoengine.engine.launch import launch
 from dinoengine.engine.parallel import create_ddp_model, unwrap_model
+from dinoengine.engine.reporting import ReportingTrainer
 from dinoengine.engine.setup import (
     default_argument_parser,
     default_setup,
@@ -17,9 +19,11 @@ from dinoengine.engine.train_loop import HookBase, TrainerBase
 
 __all__ = [
     "AMPTrainer",
+    "ClassifierTrainer",
     "DefaultPredictor",
     "DefaultTrainer",
     "HookBase",
+    "ReportingTrainer",
     "SSLTrainer",
     "SimpleTrainer",
     "TrainerBase",
@@ -35,5 +39,6 @@ __all__ = [
     "run_command",
     "save_config",
     "train_or_evaluate",
+    "trainer_class_of",
     "unwrap_model",
 ]

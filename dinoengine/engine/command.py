@@ -8,6 +8,7 @@ from typing import Any
 
 from dinoengine.config import CfgNode
 from dinoengine.data import DataError
+from dinoengine.engine.classifier_trainer import trainer_class_of
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.engine.launch import launch
 from dinoengine.engine.setup import (
@@ -18,14 +19,14 @@ from dinoengine.engine.setup import (
     load_weights_for_evaluation,
     save_config,
 )
-from dinoengine.engine.ssl_trainer import SSLTrainer
 
 
-def run_command(trainer_class: type[DefaultTrainer] = SSLTrainer, argv: Sequence[str] | None = None) -> Any:
+def run_command(trainer_class: type[DefaultTrainer] | None = None, argv: Sequence[str] | None = None) -> Any:
     """Parse the command line, start the processes, train or evaluate.
 
     Args:
-        trainer_class: your subclass; importable, as spawned processes import it.
+        trainer_class: your subclass; importable, as spawned processes import it. None: the one that the config asks for
+            (``trainer_class_of``).
         argv: words of the command line; None: those of this process.
 
     Returns:
@@ -39,9 +40,10 @@ def run_command(trainer_class: type[DefaultTrainer] = SSLTrainer, argv: Sequence
 
 
 def train_or_evaluate(
-    cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] = SSLTrainer
+    cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None = None
 ) -> dict[str, Any]:
     """What each process of a run does."""
+    trainer_class = trainer_class or trainer_class_of(cfg)
     with exit_on_user_error():
         cfg = default_setup(cfg, args)
         if args.eval_only:

@@ -1,5 +1,6 @@
 from dinoengine.evaluation.baselines import pixel_knn_accuracy
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, build_evaluator
+from dinoengine.evaluation.classification import ClassificationEvaluator
 from dinoengine.evaluation.evaluator import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -12,6 +13,7 @@ from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format
 
 __all__ = [
     "EVALUATOR_REGISTRY",
+    "ClassificationEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
     "FeatureCollector",

@@ -119,11 +119,11 @@ def labels_by_name(bank_names: Sequence[str], query_names: Sequence[str]) -> lis
     index = {name: i for i, name in enumerate(query_names)}
     if not index.keys() & set(bank_names):
         raise ValueError(
-            f"The k-NN training set (classes {_some(bank_names)}) and the test set (classes {_some(query_names)}) have no "
+            f"The training set (classes {_some(bank_names)}) and the test set (classes {_some(query_names)}) have no "
             "class in common, so no answer could be right. Their first-level folders must have the same names."
         )
     if only_in_queries := sorted(index.keys() - set(bank_names)):
-        logger.warning("No k-NN training image has the class(es) %s of the test set.", _some(only_in_queries))
+        logger.warning("No training image has the class(es) %s of the test set.", _some(only_in_queries))
     return [index.setdefault(name, len(index)) for name in bank_names]
 
 

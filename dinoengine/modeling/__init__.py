@@ -1,7 +1,7 @@
 from dinoengine.modeling.backbone import BACKBONE_REGISTRY, Backbone, VisionTransformer, build_backbone
 from dinoengine.modeling.build import META_ARCH_REGISTRY, build_model
 from dinoengine.modeling.heads import HEAD_REGISTRY, DINOHead, build_head
-from dinoengine.modeling.meta_arch import DINOv2, FeatureModel, StudentTeacher
+from dinoengine.modeling.meta_arch import DINOv2, FeatureModel, ImageClassifier, StudentTeacher
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -11,6 +11,7 @@ __all__ = [
     "DINOHead",
     "DINOv2",
     "FeatureModel",
+    "ImageClassifier",
     "StudentTeacher",
     "VisionTransformer",
     "build_backbone",

@@ -11,7 +11,7 @@ META_ARCH_REGISTRY = Registry("META_ARCH")
 META_ARCH_REGISTRY.__doc__ = """Name -> an ``nn.Module`` class, called as ``(cfg)``: a whole training method.
 
 It must have
-    ``forward(batch: SSLBatch) -> LossTerms``, in training mode;
+    ``forward(batch: SSLBatch) -> LossTerms``, in training mode (a classifier takes an ImageBatch with labels);
     ``param_facts(name) -> ParamFacts`` for every trainable parameter;
     ``clip_groups() -> dict[str, list[Parameter]]``, the parts whose gradients are clipped apart;
     ``feature_model() -> FeatureModel``, what evaluation runs: images -> BackboneOutput.

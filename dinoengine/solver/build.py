@@ -33,6 +33,12 @@ def build_adamw(cfg: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optim
     )
 
 
+@OPTIMIZER_REGISTRY.register("SGD")
+def build_sgd(cfg: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """SGD with SOLVER.MOMENTUM, without Nesterov's term: the optimizer of DINOv2's linear evaluation."""
+    return torch.optim.SGD(groups, lr=0.0, momentum=cfg.SOLVER.MOMENTUM, weight_decay=0.0)
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer SOLVER.OPTIMIZER over the trainable parameters of ``model`` (not its DDP wrapper)."""
     groups = param_groups(model, layer_decay=cfg.SOLVER.LAYER_DECAY, patch_embed_lr_mult=cfg.SOLVER.PATCH_EMBED_LR_MULT)
@@ -113,7 +119,9 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Optimi
 
 
 def build_teacher_schedules(cfg: CfgNode) -> dict[str, Schedule]:
-    """The schedules of MODEL.TEACHER: "teacher_momentum" and "teacher_temp"."""
+    """The schedules of MODEL.TEACHER: "teacher_momentum" and "teacher_temp"; a classifier has no teacher and none."""
+    if cfg.MODEL.CLASSIFIER.NUM_CLASSES:
+        return {}
     teacher = cfg.MODEL.TEACHER
     return {
         "teacher_momentum": CosineSchedule(teacher.MOMENTUM, teacher.MOMENTUM_END, cfg.SOLVER.MAX_ITER),

@@ -105,6 +105,8 @@ def schedule_warnings(cfg: CfgNode, model: nn.Module) -> list[str]:
             f"The LR ends at {last:.4g}, far from SOLVER.MIN_LR {solver.MIN_LR:g}: after SOLVER.WARMUP_ITERS "
             f"{solver.WARMUP_ITERS} only {total - solver.WARMUP_ITERS} iterations are left for the cosine."
         )
+    if cfg.MODEL.CLASSIFIER.NUM_CLASSES:
+        return warnings  # the others are about prototypes and teacher
     frozen = solver.FREEZE_LAST_LAYER_ITERS
     if frozen >= total:
         warnings.append(f"The prototypes are never trained: SOLVER.FREEZE_LAST_LAYER_ITERS {frozen} {run}.")

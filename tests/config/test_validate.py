@@ -422,3 +422,43 @@ def test_moments_need_a_checkpoint() -> None:
     (problem,) = _problems("MODEL.WEIGHTS_WITH_OPTIMIZER", True)
     assert "needs a checkpoint in MODEL.WEIGHTS" in problem
     assert _problems("MODEL.WEIGHTS_WITH_OPTIMIZER", True, "MODEL.WEIGHTS", "x.pth") == []
+
+
+# ------------------------------------------------------------------------------------------------ classifiers
+
+CLASSIFIER = (
+    "MODEL.CLASSIFIER.NUM_CLASSES=3",
+    "MODEL.META_ARCHITECTURE=ImageClassifier",
+    "INPUT.AUGMENTATION=SingleCrop",
+)
+
+
+def test_a_classifier_is_not_asked_about_pretraining() -> None:
+    unused = ["INPUT.LOCAL_CROPS.SIZE_PX=95", "MODEL.LOSS.DINO_WEIGHT=0", "MODEL.LOSS.IBOT_WEIGHT=0"]
+    unused += ["MODEL.LOSS.KOLEO_WEIGHT=0", "INPUT.BLUR.KERNEL_SIZE_PX=999", "SOLVER.MAX_ITER=20000"]
+    assert len(_problems(*unused)) == 3
+    assert validate(_cfg(*CLASSIFIER, *unused)) == []  # no warning about the teacher either
+    assert validate(_cfg(*CLASSIFIER, "SOLVER.NUM_MICRO_BATCHES=2")) == []  # KoLeo would need a group
+    assert _problems(*CLASSIFIER, "SOLVER.IMS_PER_BATCH=3", world_size=2) == [
+        "SOLVER.IMS_PER_BATCH 3 (global) is not divisible by 2 process(es) x SOLVER.NUM_MICRO_BATCHES 1; the nearest "
+        "possible: 2 or 4."
+    ]
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("MODEL.CLASSIFIER.NUM_CLASSES=0", "ImageClassifier needs MODEL.CLASSIFIER.NUM_CLASSES of at least 1"),
+        (
+            "MODEL.META_ARCHITECTURE=DINOv2",
+            "NUM_CLASSES 3 asks for a classifier, but MODEL.META_ARCHITECTURE is DINOv2",
+        ),
+        ("INPUT.AUGMENTATION=MultiCrop", "INPUT.AUGMENTATION is MultiCrop; set SingleCrop"),
+        ("TEST.BASELINES=('pixels',)", "baselines of k-NN in pretraining"),
+        ("TEST.PRECISE_BN.ENABLED=True", "TEST.PRECISE_BN is for pretraining"),
+        ("MODEL.CLASSIFIER.NUM_LAST_BLOCKS=3", "NUM_LAST_BLOCKS must be one of 1, 4; got '3'"),
+    ],
+)
+def test_keys_that_contradict_a_classifier(override: str, message: str) -> None:
+    (problem,) = _problems(*CLASSIFIER, override)
+    assert message in problem

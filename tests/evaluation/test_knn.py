@@ -343,7 +343,7 @@ def test_classes_meet_by_name_not_by_number(warnings_logged: pytest.LogCaptureFi
     assert labels_by_name(["a", "b"], ["a", "b"]) == [0, 1]
     assert warnings_logged.messages == []
     assert labels_by_name(["b"], ["a", "b"]) == [1]
-    assert warnings_logged.messages == ["No k-NN training image has the class(es) a of the test set."]
+    assert warnings_logged.messages == ["No training image has the class(es) a of the test set."]
 
 
 def test_no_class_in_common_is_an_error_with_both_lists() -> None:

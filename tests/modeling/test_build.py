@@ -15,7 +15,7 @@ from dinoengine.modeling import (
 
 
 def test_what_ships_is_registered() -> None:
-    assert META_ARCH_REGISTRY.names() == ["DINOv2"]
+    assert META_ARCH_REGISTRY.names() == ["DINOv2", "ImageClassifier"]
     assert BACKBONE_REGISTRY.names() == ["VisionTransformer"]
     assert HEAD_REGISTRY.names() == ["DINOHead"]
 

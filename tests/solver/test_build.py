@@ -156,6 +156,25 @@ def test_unknown_optimizer_lists_the_known() -> None:
         build_optimizer(_cfg("SOLVER.OPTIMIZER=AdamV"), ThreeRoles())
 
 
+def test_sgd_with_momentum_by_hand() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    start = model.weight.item()
+    optimizer = build_optimizer(_cfg("SOLVER.OPTIMIZER=SGD", "SOLVER.MOMENTUM=0.5"), model)
+    optimizer.param_groups[0]["lr"] = 0.1
+    for gradient in (2.0, 4.0):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(start - 0.1 * 2 - 0.1 * (4 + 0.5 * 2))
+
+
+def test_linear_evaluation_scales_the_lr_by_batch_over_256_and_ends_at_0() -> None:
+    cfg = _cfg("SOLVER.BASE_LR=0.1", "SOLVER.LR_SCALING=linear", "SOLVER.REFERENCE_BATCH_SIZE=256", "SOLVER.MIN_LR=0")
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 1024, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 12500])
+    scheduler = build_lr_scheduler(cfg, build_optimizer(cfg, torch.nn.Linear(1, 1)))
+    values = [scheduler.apply(i)["lr"] for i in (0, 6250, 12500)]
+    assert values == [pytest.approx(0.4), pytest.approx(0.2), 0.0]
+
+
 def test_a_registered_optimizer_is_built_from_the_same_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OPTIMIZER_REGISTRY._obj_map, "MySGD", lambda cfg, groups: torch.optim.SGD(groups, lr=0.0))
     optimizer = build_optimizer(_cfg("SOLVER.OPTIMIZER=MySGD"), ThreeRoles())

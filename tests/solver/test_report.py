@@ -182,3 +182,12 @@ def test_where_a_training_run_would_warn_the_report_does_too(overrides: tuple[An
     cfg = get_cfg()
     cfg.merge_from_list(["DATASETS.TRAIN", "synthetic", *overrides])
     assert len(validate(cfg)) == len(schedule_warnings(cfg, MODEL)) == 1
+
+
+def test_a_classifier_has_no_teacher_and_no_prototypes() -> None:
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.CLASSIFIER.NUM_CLASSES", 3, "SOLVER.MAX_ITER", 1000, "SOLVER.WARMUP_ITERS", 0])
+    assert list(schedule_values(cfg, MODEL, [0])) == ["iteration", "lr", "last_layer_lr", "weight_decay"]
+    assert schedule_warnings(cfg, MODEL) == []
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 0
+    assert len(schedule_warnings(cfg, MODEL)) == 2

@@ -25,6 +25,13 @@ def test_it_refuses_to_resume(tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[s
     assert not Path(tiny_cfg.OUTPUT_DIR).exists()  # refused before anything is touched
 
 
+def test_it_refuses_a_classifier(classifier_cfg: CfgNode, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _run(classifier_cfg)
+    assert "train a classifier with train_net.py" in capsys.readouterr().err
+    assert not Path(classifier_cfg.OUTPUT_DIR).exists()
+
+
 def test_it_does_not_overwrite_a_run(tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_cfg.SOLVER.MAX_ITER = 2
     _run(tiny_cfg.clone())

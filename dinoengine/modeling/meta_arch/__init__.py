@@ -1,5 +1,13 @@
+from dinoengine.modeling.meta_arch.classifier import ClassifierFeatureModel, ImageClassifier
 from dinoengine.modeling.meta_arch.dinov2 import DINOv2, TeacherTargets
 from dinoengine.modeling.meta_arch.feature_model import FeatureModel
 from dinoengine.modeling.meta_arch.student_teacher import StudentTeacher
 
-__all__ = ["DINOv2", "FeatureModel", "StudentTeacher", "TeacherTargets"]
+__all__ = [
+    "ClassifierFeatureModel",
+    "DINOv2",
+    "FeatureModel",
+    "ImageClassifier",
+    "StudentTeacher",
+    "TeacherTargets",
+]

@@ -1,0 +1,62 @@
+"""The augmentation for training with labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dinoengine.config import CfgNode, configurable
+from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, draw_crop_box, pil_to_tensor, to_format
+
+
+@AUGMENTATION_REGISTRY.register()
+class SingleCrop:
+    """One random resized crop (bicubic) and a flip: the augmentation of DINOv2's linear evaluation."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_format: str,
+        size: tuple[int, int],
+        scale: tuple[float, float],
+        crop_ratio: tuple[float, float],
+        hflip_prob: float,
+    ) -> None:
+        """
+        Args:
+            image_format: "RGB" or "L".
+            size: (rows, columns) in pixels.
+            scale: smallest and largest share of the image area.
+            crop_ratio: width over height of the crop, log-uniform.
+        """
+        self.image_format = image_format
+        self.size = size
+        self.scale = scale
+        self.crop_ratio = crop_ratio
+        self.hflip_prob = hflip_prob
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        crops = cfg.INPUT.GLOBAL_CROPS
+        return {
+            "image_format": cfg.INPUT.FORMAT,
+            "size": (crops.SIZE_PX[0], crops.SIZE_PX[-1]),
+            "scale": crops.SCALE,
+            "crop_ratio": cfg.INPUT.CROP_RATIO,
+            "hflip_prob": cfg.INPUT.HFLIP_PROB,
+        }
+
+    def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
+        """([one uint8 tensor [C, rows, columns]], [])."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as F
+
+        image = to_format(image, self.image_format)
+        box = draw_crop_box((image.height, image.width), self.scale, self.crop_ratio, rng)
+        image = F.resized_crop(image, *box, list(self.size), InterpolationMode.BICUBIC)
+        if rng.random() < self.hflip_prob:
+            image = F.hflip(image)
+        return [pil_to_tensor(image)], []

@@ -1,0 +1,97 @@
+"""Results that stay with the run: a table in the log and ``results.json``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import Any
+
+from dinoengine.config import CfgNode
+from dinoengine.engine.defaults import DefaultTrainer
+from dinoengine.evaluation import flatten_results_dict, results_table
+from dinoengine.utils import comm
+from dinoengine.utils.file_io import atomic_write
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+
+# feature or model -> metric -> percent
+Rows = dict[str, dict[str, float]]
+
+
+class ReportingTrainer(DefaultTrainer):
+    """DefaultTrainer that shows its final results in a table per dataset and keeps them.
+
+    Attributes:
+        result_name: what the table calls the model that was trained.
+    """
+
+    result_name = "trained model"
+
+    def report_results(self) -> None:
+        """Show the tables of ``report``; save them with the results in ``results.json``."""
+        if self.last_results:
+            tables = self.report(self.cfg, self.last_results)
+            if comm.is_main_process():
+                with atomic_write(self._results_path, "w") as file:
+                    json.dump({"results": self.last_results, "tables": tables}, file, indent=1)
+        self._say_where()
+
+    def results_of_finished_run(self) -> dict[str, Any]:
+        """Those in ``results.json``; a run that was stopped before they were written is evaluated now."""
+        saved = None
+        if comm.is_main_process() and os.path.exists(self._results_path):
+            with open(self._results_path, encoding="utf-8") as file:
+                saved = json.load(file)
+        saved = comm.broadcast_object(saved)
+        if saved is None:
+            if self.cfg.DATASETS.TEST:
+                logger.info("Its final evaluation is missing; evaluating now.")
+            self.last_results = super().results_of_finished_run()
+            self.report_results()
+            return self.last_results
+        _log_tables(saved["tables"])
+        self._say_where()
+        results: dict[str, Any] = saved["results"]
+        return results
+
+    @property
+    def _results_path(self) -> str:
+        return os.path.join(self.cfg.OUTPUT_DIR, RESULTS_FILE)
+
+    def _say_where(self) -> None:
+        logger.info("Everything of this run is in %s", os.path.abspath(self.cfg.OUTPUT_DIR))
+
+    @classmethod
+    def report(cls, cfg: CfgNode, results: dict[str, Any]) -> dict[str, Rows]:
+        """Log a table per dataset: the results, after what they are to be compared with.
+
+        Args:
+            results: what ``test`` returned.
+
+        Returns:
+            dataset -> feature or model -> metric -> value.
+        """
+        tables = {dataset: rows.copy() for dataset, rows in cls.baselines(cfg).items()}
+        for dataset in cfg.DATASETS.TEST:
+            tables.setdefault(dataset, {})[cls.result_name] = flatten_results_dict(of_dataset(cfg, results, dataset))
+        _log_tables(tables)
+        return tables
+
+    @classmethod
+    def baselines(cls, cfg: CfgNode) -> dict[str, Rows]:
+        """dataset -> rows of the table above that of the model; none. Override to add some."""
+        return {}
+
+
+def of_dataset(cfg: CfgNode, results: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """The part of what ``test`` returned that is about one dataset."""
+    part: dict[str, Any] = results if len(cfg.DATASETS.TEST) == 1 else results[dataset]
+    return part
+
+
+def _log_tables(tables: dict[str, Rows]) -> None:
+    for dataset, rows in tables.items():
+        logger.info("Accuracy in percent on %s:\n%s", dataset, results_table(rows))
