@@ -25,9 +25,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from dinoengine.checkpoint.arguments import reading_options, weight_arguments
 from dinoengine.checkpoint.classifier import convert_to_classifier
 from dinoengine.checkpoint.classifier_config import RECIPES
-from dinoengine.checkpoint.layouts import LAYOUTS, Hints
 from dinoengine.checkpoint.linear_head import export_linear_head
 from dinoengine.engine import exit_on_user_error
 from dinoengine.utils.logger import setup_logger
@@ -35,7 +35,10 @@ from dinoengine.utils.logger import setup_logger
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        parents=[weight_arguments()],
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="default: those of --train or --linear-head")
     parser.add_argument(
@@ -58,15 +61,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--test", action="append", default=[], metavar="DATASET", help="labelled, e.g. folder:/data/val"
     )
     parser.add_argument("--export-head", action="store_true", help="write the head of the classifier IN to OUT instead")
-    parser.add_argument(
-        "--from", dest="layout", default="auto", choices=["auto", *LAYOUTS], help="default: by its keys"
-    )
-    parser.add_argument(
-        "--allow", action="append", default=[], metavar="PATTERN", help="entries of IN that may be missing or unused"
-    )
-    parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not 64 channels each")
-    parser.add_argument("--grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="of a table that is no square")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT (and its config) if it exists")
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT.pth")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="further keys for the config")
@@ -76,10 +70,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logger()
-    hints = Hints(args.num_heads, tuple(args.grid) if args.grid else None)
     with exit_on_user_error():
         if args.export_head:
-            export_linear_head(args.input, args.output, layout=args.layout, hints=hints, overwrite=args.overwrite)
+            options = reading_options(args)
+            del options["allow"]  # whatever else is in IN stays there
+            export_linear_head(args.input, args.output, **options)
             return 0
         convert_to_classifier(
             args.input,
@@ -92,10 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             train=args.train,
             test=args.test,
             overrides=args.opts,
-            layout=args.layout,
-            hints=hints,
-            allow=args.allow,
-            overwrite=args.overwrite,
+            **reading_options(args),
         )
     return 0
 

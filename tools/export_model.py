@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from dinoengine.checkpoint.arguments import add_img_size, layout_table, reading_options, weight_arguments
 from dinoengine.checkpoint.export import EXPORTERS, export_backbone
-from dinoengine.checkpoint.layouts import LAYOUTS, Hints
 from dinoengine.engine import exit_on_user_error
 from dinoengine.utils.logger import setup_logger
 
@@ -32,38 +32,19 @@ Examples:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    layouts = "\n".join(f"  {name:<13} {layout.description}" for name, layout in LAYOUTS.items())
     parser = argparse.ArgumentParser(
         usage="%(prog)s --to {onnx,torch-export} IN OUT [options]",
         description=_DESCRIPTION,
-        epilog=f"{_EPILOG}\nlayouts of IN:\n{layouts}",
+        epilog=f"{_EPILOG}\n{layout_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        parents=[weight_arguments()],
     )
     parser.add_argument("input", metavar="IN", help="weights of any layout")
     parser.add_argument("output", metavar="OUT", help="file to write")
     parser.add_argument("--to", required=True, choices=list(EXPORTERS))
-    parser.add_argument(
-        "--img-size", type=int, nargs="+", metavar=("H", "W"), help="pixels; one: square (default: as in IN)"
-    )
-    parser.add_argument(
-        "--from", dest="layout", default="auto", choices=["auto", *LAYOUTS], help="default: by its keys"
-    )
-    parser.add_argument(
-        "--allow",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PATTERN",
-        help="entries that may be missing or unused",
-    )
-    parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not 64 channels each")
-    parser.add_argument("--grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="of a table that is no square")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    args = parser.parse_args(argv)
-    if args.img_size and len(args.img_size) > 2:
-        parser.error(f"--img-size takes one or two numbers; got {len(args.img_size)}")
-    return args
+    add_img_size(parser, "pixels; one: square (default: as in IN)")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,11 +55,8 @@ def main(argv: list[str] | None = None) -> int:
             args.input,
             args.output,
             args.to,
-            img_size=(args.img_size[0], args.img_size[-1]) if args.img_size else None,
-            layout=args.layout,
-            allow=args.allow,
-            hints=Hints(args.num_heads, tuple(args.grid) if args.grid else None),
-            overwrite=args.overwrite,
+            img_size=args.img_size,
+            **reading_options(args),
         )
     return 0
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dinoengine.checkpoint.layouts import LAYOUTS, Hints
+from dinoengine.checkpoint.arguments import add_img_size, layout_table, reading_options, weight_arguments
+from dinoengine.checkpoint.layouts import LAYOUTS
 from dinoengine.checkpoint.resize import Target, resize_checkpoint
 from dinoengine.engine import exit_on_user_error
 from dinoengine.utils.logger import setup_logger
@@ -39,41 +40,22 @@ Examples:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    layouts = "\n".join(f"  {name:<13} {layout.description}" for name, layout in LAYOUTS.items())
     parser = argparse.ArgumentParser(
         usage="%(prog)s IN OUT [options]",
         description=_DESCRIPTION,
-        epilog=f"{_EPILOG}\nlayouts:\n{layouts}",
+        epilog=f"{_EPILOG}\n{layout_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        parents=[weight_arguments()],
     )
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT", help="a file, for huggingface a folder")
-    parser.add_argument(
-        "--img-size", type=int, nargs="+", metavar=("H", "W"), help="pixels of the position table; one: square"
-    )
+    add_img_size(parser, "pixels of the position table; one: square")
     parser.add_argument("--patch-size", type=int, metavar="P", help="edge in pixels")
     parser.add_argument("--in-chans", type=int, metavar="C", help="channels of the images")
     parser.add_argument("--num-registers", type=int, metavar="R", help="how many there shall be, with those there are")
     parser.add_argument("--to", choices=list(LAYOUTS), help="layout of OUT (default: that of IN)")
-    parser.add_argument(
-        "--from", dest="layout", default="auto", choices=["auto", *LAYOUTS], help="default: by its keys"
-    )
-    parser.add_argument(
-        "--allow",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PATTERN",
-        help="entries that may be missing, or be left out where there is no place for them, e.g. 'dino_head.*'",
-    )
-    parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not 64 channels each")
-    parser.add_argument("--grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="of a table that is no square")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    args = parser.parse_args(argv)
-    if args.img_size and len(args.img_size) > 2:
-        parser.error(f"--img-size takes one or two numbers; got {len(args.img_size)}")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,16 +66,13 @@ def main(argv: list[str] | None = None) -> int:
             args.input,
             args.output,
             Target(
-                img_size=(args.img_size[0], args.img_size[-1]) if args.img_size else None,
+                img_size=args.img_size,
                 patch_size=args.patch_size,
                 in_chans=args.in_chans,
                 num_registers=args.num_registers,
             ),
             to=args.to,
-            layout=args.layout,
-            allow=args.allow,
-            hints=Hints(args.num_heads, tuple(args.grid) if args.grid else None),
-            overwrite=args.overwrite,
+            **reading_options(args),
         )
     return 0
 
