@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -147,7 +149,9 @@ class ImageClassifier(nn.Module):
     def param_facts(self, name: str) -> ParamFacts:
         """The backbone's own facts; of the head the weight is decayed, at the full LR."""
         part, rest = name.split(".", 1)
-        return self.backbone.param_facts(rest) if part == "backbone" else ParamFacts(weight_decay=rest == "weight")
+        if part == "backbone":
+            return replace(self.backbone.param_facts(rest), in_backbone=True)
+        return ParamFacts(weight_decay=rest == "weight")
 
     def clip_groups(self) -> dict[str, list[nn.Parameter]]:
         """Backbone (unless it is frozen) and head are clipped on their own."""

@@ -207,3 +207,9 @@ def test_what_cannot_be_is_refused() -> None:
     batch.labels = None
     with pytest.raises(ValueError, match="trained with labels, and this batch has none"):
         _model()(batch)
+
+
+def test_only_the_backbone_is_held_back_while_the_head_warms_up() -> None:
+    model = _model(freeze_backbone=False)
+    for name, _ in model.named_parameters():
+        assert model.param_facts(name).in_backbone == name.startswith("backbone."), name
