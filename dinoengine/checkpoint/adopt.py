@@ -18,6 +18,7 @@ from dinoengine.modeling.backbone.vit import VisionTransformer
 logger = logging.getLogger(__name__)
 
 MASK_TOKEN_STD = 0.02
+STATES_HEADS = ("dinoengine", "huggingface")
 _MASK_TOKEN = re.compile(r"(?:(?:student|teacher)\.)?backbone\.mask_token")
 _PART = re.compile(r"(?:(student|teacher)\.)?(backbone|dino_head|ibot_head)\.(.+)")
 _OTHERS = {"head": "linear_head", "dino_targets": "centers", "ibot_targets": "centers"}
@@ -139,7 +140,8 @@ def fit_config(cfg: CfgNode, weights: Weights, path: str, *, strict: bool = True
         ConfigError: if ``strict`` and a key builds another backbone; gives the values to set.
     """
     vit, spec = cfg.MODEL.VIT, weights.spec
-    if vit.POS_EMBED_SIZE_PX == (0,) and spec.img_size != _pair(cfg.INPUT.GLOBAL_CROPS.SIZE_PX):
+    is_unset = vit.POS_EMBED_SIZE_PX == (0,) and spec.patch_size == vit.PATCH_SIZE_PX
+    if is_unset and spec.img_size != _pair(cfg.INPUT.GLOBAL_CROPS.SIZE_PX):
         vit.POS_EMBED_SIZE_PX = spec.img_size
         logger.info("MODEL.VIT.POS_EMBED_SIZE_PX is %s, as in %s; other crops interpolate it.", spec.img_size, path)
     flags = (spec.interpolate_antialias, spec.interpolate_offset)
@@ -148,8 +150,15 @@ def fit_config(cfg: CfgNode, weights: Weights, path: str, *, strict: bool = True
         logger.info(
             "Positions are interpolated with antialias %s, offset %g, as the %s layout is.", *flags, weights.layout
         )
-    if spec.embed_dim != PUBLISHED_HEAD_WIDTH * spec.num_heads:
-        logger.info("Attention has %d heads of %d channels.", spec.num_heads, spec.embed_dim // spec.num_heads)
+    if spec.embed_dim != PUBLISHED_HEAD_WIDTH * spec.num_heads and weights.layout not in STATES_HEADS:
+        logger.warning(
+            "%s does not state its attention heads; %d heads of %d channels are taken from the config. Published models "
+            "have %d channels per head: another number is another network.",
+            path,
+            spec.num_heads,
+            spec.embed_dim // spec.num_heads,
+            PUBLISHED_HEAD_WIDTH,
+        )
     if strict and (problems := _differences(cfg, spec)):
         raise ConfigError(f"MODEL.WEIGHTS {path} holds {spec.describe()}, which the config does not build", problems)
 
@@ -171,18 +180,21 @@ def hints_of_config(cfg: CfgNode) -> Hints:
 
 def _differences(cfg: CfgNode, spec: BackboneSpec) -> list[str]:
     configured = VisionTransformer.from_config(cfg)
+    crops = _pair(cfg.INPUT.GLOBAL_CROPS.SIZE_PX)
     wanted = spec.build("meta")
     options = {**spec.config_options(), "MODEL.VIT.LAYER_SCALE_INIT": 1e-5 if spec.layer_scale else 0.0}
-    with torch.device("meta"):
-        built = VisionTransformer(**configured)
-    if _shapes(built) == _shapes(wanted) and configured["num_heads"] == spec.num_heads:
-        return []
+    if configured["patch_size"] == spec.patch_size:  # else its image size may not even be a multiple of the patch
+        with torch.device("meta"):
+            built = VisionTransformer(**configured)
+        if _shapes(built) == _shapes(wanted) and configured["num_heads"] == spec.num_heads:
+            return []
     problems = []
     for key, value in options.items():
         now = cfg.MODEL.VIT[key.rpartition(".")[2]]
         if key.endswith("LAYER_SCALE_INIT"):
             is_same = bool(now) == bool(value)
         else:
+            now = crops if key.endswith("POS_EMBED_SIZE_PX") and now == (0,) else now
             is_same = now == value or (key.endswith("POS_EMBED_SIZE_PX") and _pair(now) == value)
         if not is_same:
             problems.append(f"{key} is {now}, set it to {value}.")

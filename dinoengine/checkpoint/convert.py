@@ -16,7 +16,7 @@ from dinoengine.checkpoint.files import CheckpointError, FileContent, grouped_na
 from dinoengine.checkpoint.layouts import LAYOUTS, Hints, read_weights
 from dinoengine.checkpoint.layouts.meta import with_chunks
 from dinoengine.checkpoint.parity import Comparison, compare_files
-from dinoengine.checkpoint.weights import Weights, not_allowed
+from dinoengine.checkpoint.weights import PUBLISHED_HEAD_WIDTH, Weights, not_allowed
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ def convert(
         FileNotFoundError, CheckpointError: if the source cannot be read, an entry is not accounted for, or the result
             does not compute the same. ``target`` is then as it was.
     """
+    if os.path.exists(target) and os.path.samefile(source, target):
+        raise CheckpointError(f"IN and OUT are the same file {target}; write to another, so that the source stays.")
     hints = hints or Hints()
     weights = read_weights(source, layout, hints)
     logger.info("%s: layout %s, %s.", source, weights.layout, weights.spec.describe())
@@ -70,6 +72,8 @@ def save_weights(
 ) -> list[Comparison]:
     """Write ``weights`` in layout ``to``; see ``convert``. ``what`` they are is for messages."""
     require_free(target, overwrite)
+    if LAYOUTS[to].is_folder and os.path.isfile(target):
+        raise CheckpointError(f"{target} is a file, and the {to} layout is a folder; choose another name.")
     if block_chunks and (not to.startswith("meta") or not 1 <= block_chunks <= weights.spec.depth):
         raise CheckpointError(
             f"{block_chunks} block chunks: Meta's layouts alone have them, from 1 to the {weights.spec.depth} blocks."
@@ -92,10 +96,44 @@ def save_weights(
     return _write_and_check(weights, content, target, to, hints)
 
 
+def _say_what_is_not_stated(weights: Weights, target: str, to: str) -> None:
+    """Warn if a reader of the file alone would take it for another model: no entry shows heads or a rectangle."""
+    spec = weights.spec
+    try:
+        alone = read_weights(target, to).spec
+        heads, grid = alone.num_heads, alone.table_grid
+    except CheckpointError:
+        heads, grid = (spec.num_heads if spec.embed_dim % PUBLISHED_HEAD_WIDTH == 0 else 0), (0, 0)
+    flags, keys = [], []
+    if heads != spec.num_heads:
+        flags.append(f"--num-heads {spec.num_heads}")
+        keys.append(f"MODEL.VIT.NUM_HEADS {spec.num_heads}")
+    if grid != spec.table_grid:
+        flags.append(f"--grid {spec.table_grid[0]} {spec.table_grid[1]}")
+        keys.append(f"MODEL.VIT.POS_EMBED_SIZE_PX '({spec.img_size[0]},{spec.img_size[1]})'")
+    if flags:
+        logger.warning(
+            "The %s layout cannot state this: wherever %s is read, give %s (in training %s), or it is another model.",
+            to,
+            target,
+            " ".join(flags),
+            " ".join(keys),
+        )
+
+
 def require_free(target: str, overwrite: bool) -> None:
     """CheckpointError if there is a file or folder ``target`` that may not be replaced."""
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
+    folder = os.path.dirname(os.path.abspath(target))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} cannot be written: {folder} ({error.strerror}); choose another place."
+        ) from None
     if os.path.isdir(target) and (foreign := set(os.listdir(target)) - {"config.json", "model.safetensors"}):
         raise CheckpointError(
             f"{target} is a folder with other files in it ({short_list(sorted(foreign))}), which would be lost; choose "
@@ -146,6 +184,7 @@ def _write_and_check(weights: Weights, content: FileContent, target: str, to: st
             shutil.rmtree(target)
         os.replace(written, target)
     logger.info("Wrote %s (layout %s).", target, to)
+    _say_what_is_not_stated(weights, target, to)
     return results
 
 

@@ -106,16 +106,6 @@ def resize_checkpoint(
         raise CheckpointError(f"The result does not compute what it should, so nothing was written: {failed[0]}.")
     chunks = _num_chunks(content) if to.startswith("meta") else 0
     results += save_weights(new, target, to, allow=allow, block_chunks=chunks, overwrite=overwrite, what=source)
-    rows, columns = new.spec.table_grid
-    if rows != columns and to != "dinoengine":
-        logger.warning(
-            "Files of the %s layout do not state the rows and columns of a position table that is no square: wherever %s "
-            "is read, give --grid %d %d.",
-            to,
-            target,
-            rows,
-            columns,
-        )
     return results
 
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
 from dinoengine.data import DataError
 from dinoengine.engine.launch import under_torchrun
+from dinoengine.modeling import VisionTransformer
 from dinoengine.solver import scale_config_to_world_size
 from dinoengine.utils import comm
 from dinoengine.utils.env import collect_env_info, seed_all_rng
@@ -129,7 +131,11 @@ def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False) -> None:
     elif cfg.MODEL.WEIGHTS:
         setup_logger(distributed_rank=process_rank())
         with contextlib.suppress(CheckpointError, OSError):
-            weights = read_weights(cfg.MODEL.WEIGHTS, hints=hints_of_config(cfg))
+            hints = hints_of_config(cfg)
+            weights = read_weights(cfg.MODEL.WEIGHTS, hints=hints)
+            if weights.spec.embed_dim != VisionTransformer.from_config(cfg)["embed_dim"]:
+                # Another model than the config's: its number of heads says nothing about the file.
+                weights = read_weights(cfg.MODEL.WEIGHTS, hints=replace(hints, num_heads=None))
             fit_config(cfg, weights, cfg.MODEL.WEIGHTS, strict=cfg.MODEL.WEIGHTS_STRICT)
 
 

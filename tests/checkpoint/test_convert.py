@@ -94,7 +94,7 @@ def test_heads_are_never_left_out_silently(layout: str, tmp_path: Path) -> None:
 
 def test_a_layout_without_layer_scale_cannot_hold_it(tmp_path: Path) -> None:
     source = _save(random_weights(), tmp_path / "in.pth")
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.ls1\.gamma"):
+    with pytest.raises(CheckpointError, match="The dino layout cannot hold ViT/7.*: it has no LayerScale"):
         convert(source, str(tmp_path / "out"), "dino")
 
 
@@ -250,3 +250,46 @@ def test_the_wrong_layout_says_what_the_file_has(tmp_path: Path) -> None:
     path = _save(random_weights(), tmp_path / "meta.pth")
     with pytest.raises(CheckpointError, match=r"no entry of a backbone of the huggingface layout; it has cls_token, "):
         read_weights(path, "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("spec", "flag"),
+    [(replace(SMALL, num_heads=4), "--num-heads 4"), (replace(SMALL, table_grid=(2, 8)), "--grid 2 8")],
+)
+def test_what_a_layout_cannot_state_is_said_when_it_is_written(
+    spec: BackboneSpec, flag: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_weights(random_weights(spec), str(tmp_path / "m.pth"), "meta")
+    assert f"is read, give {flag}" in caplog.text
+    caplog.clear()
+    save_weights(random_weights(spec), str(tmp_path / "own.pth"), "dinoengine")
+    save_weights(random_weights(), str(tmp_path / "plain.pth"), "meta")
+    assert "cannot state" not in caplog.text
+
+
+def test_hugging_face_weights_need_their_config(tmp_path: Path) -> None:
+    _save(random_weights(), tmp_path / "hf", "huggingface")
+    (tmp_path / "hf" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no config\.json beside it, which states the attention heads"):
+        read_weights(str(tmp_path / "hf"))
+    assert read_weights(str(tmp_path / "hf"), hints=Hints(num_heads=1)).spec == replace(SMALL, interpolate_offset=0.0)
+
+
+def test_a_linear_head_alone_names_the_tool_for_it(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(10, 128), "bias": torch.zeros(10)}, tmp_path / "head.pth")
+    with pytest.raises(CheckpointError, match=r"linear head alone.*convert_to_classifier\.py --linear-head"):
+        read_weights(str(tmp_path / "head.pth"))
+
+
+def test_the_source_is_never_its_own_target(tmp_path: Path) -> None:
+    path = _save(random_weights(), tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="IN and OUT are the same file"):
+        convert(path, path, "timm", overwrite=True)
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"o\.pth cannot be written: .*choose another place"):
+        save_weights(random_weights(), str(tmp_path / "file" / "o.pth"), "meta")
+    with pytest.raises(CheckpointError, match="is a file, and the huggingface layout is a folder"):
+        save_weights(random_weights(), str(tmp_path / "file"), "huggingface", overwrite=True)

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from dinoengine.config import CfgNode, ConfigError, get_cfg
 from dinoengine.data import DataError
 from dinoengine.engine import default_argument_parser, default_setup, exit_on_user_error, load_config, save_config
 from dinoengine.engine.setup import check_output_dir, config_changes, load_weights_for_evaluation, resolve_device
+from tests.checkpoint.models import SMALL, random_weights
 
 
 def _args(*words: str) -> argparse.Namespace:
@@ -241,3 +243,16 @@ def test_nothing_to_evaluate_is_an_error(tiny_cfg: CfgNode) -> None:
     for resume in (False, True):
         with pytest.raises(ConfigError, match="MODEL.WEIGHTS: is empty, so there is nothing to evaluate"):
             load_weights_for_evaluation(tiny_cfg, torch.nn.Linear(1, 1), resume=resume)
+
+
+def test_weights_of_another_model_are_not_read_with_the_heads_of_the_config(tmp_path: Path) -> None:
+    """A ViT-S file and a base config: the answer is ViT-S, not a ViT-S with twelve heads."""
+    spec = replace(SMALL, embed_dim=384, depth=12, num_heads=6, ffn_hidden=1536)
+    torch.save(random_weights(spec).backbone, tmp_path / "s.pth")
+    words = ("--num-gpus", "0", "DATASETS.TRAIN=digits", f"MODEL.WEIGHTS={tmp_path}/s.pth")
+    crops = ("INPUT.GLOBAL_CROPS.SIZE_PX=28", "INPUT.LOCAL_CROPS.SIZE_PX=14")
+    with pytest.raises(ConfigError, match=r"holds ViT-S/7(?s:.)*MODEL\.VIT\.SIZE is base, set it to small") as caught:
+        load_config(_args(*words, *crops, "MODEL.VIT.PATCH_SIZE_PX=7", "MODEL.VIT.SIZE=base"))
+    assert "NUM_HEADS" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"MODEL\.VIT\.PATCH_SIZE_PX is 16, set it to 7"):
+        load_config(_args(*words, "MODEL.VIT.SIZE=small"))

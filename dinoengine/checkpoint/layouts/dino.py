@@ -60,14 +60,16 @@ class Dino(Layout):
         )
 
     def write(self, weights: Weights) -> tuple[FileContent, list[str]]:
-        stored = {n: v for n, v in weights.backbone.items() if self._has_place_for(n)}
+        spec = weights.spec
+        has = {"LayerScale": spec.layer_scale, "registers": spec.num_register_tokens, "SwiGLU": spec.ffn == "swiglu"}
+        if extra := [name for name, is_there in has.items() if is_there]:
+            raise CheckpointError(
+                f"The {self.name} layout cannot hold {spec.describe()}: it has no {' and no '.join(extra)}."
+            )
+        stored = {n: v for n, v in weights.backbone.items() if n not in self.never_stores}
         lost = [n for n in weights.backbone if n not in stored]
         lost += [f"{part}.{name}" for part in weights.parts if part != "backbone" for name in weights.parts[part]]
         return FileContent("", self.to_theirs(stored)), lost
-
-    def _has_place_for(self, name: str) -> bool:
-        is_new = name.endswith(".gamma") or name == "register_tokens" or ".mlp.w" in name
-        return not is_new and name not in self.never_stores
 
     def to_ours(self, entries: StateDict) -> StateDict:
         return entries

@@ -53,6 +53,11 @@ class HuggingFace(Layout):
         unused = [prefix + name for name in unknown if not name.startswith("classifier.")]
         if prefix:
             unused += [n for n in content.data if not n.startswith((prefix, "classifier."))]
+        if backbone and content.config is None and hints.num_heads is None:
+            raise CheckpointError(
+                f"{content.path} has no config.json beside it, which states the attention heads; copy it there, or give "
+                "--num-heads."
+            )
         config = content.config or {}
         self._check(config, content.path)
         has_registers = "register_tokens" in backbone

@@ -26,6 +26,11 @@ def detect_layout(content: FileContent) -> Layout:
         CheckpointError: if it is none of those known.
     """
     names = list(content.data)
+    if set(names) == {"weight", "bias"}:
+        raise CheckpointError(
+            f"{content.path} is a linear head alone, without a backbone; give it to tools/convert_to_classifier.py "
+            "--linear-head, with the backbone it is for."
+        )
     if any("_flat_param" in name for value in content.data.values() if isinstance(value, dict) for name in value):
         raise CheckpointError(
             f"{content.path} is one rank's shard of an FSDP training (model_*.rank_*.pth), of use to that training alone. "
