@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from dinoengine.config import CfgNode, get_cfg, validate
+from dinoengine.config import CfgNode, read_cfg, validate
 from dinoengine.engine import exit_on_user_error
 from dinoengine.modeling import build_model
 from dinoengine.solver import scaled_lr
@@ -60,10 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with exit_on_user_error():
-        cfg = get_cfg()
-        if args.config_file:
-            cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
+        cfg = read_cfg(args.config_file, args.opts)
         validate(cfg)
         if args.at and max(args.at) >= cfg.SOLVER.MAX_ITER:
             last = cfg.SOLVER.MAX_ITER - 1

@@ -8,7 +8,7 @@ import sys
 
 from tabulate import tabulate
 
-from dinoengine.config import CfgNode, get_cfg, key_origins, validate
+from dinoengine.config import CfgNode, get_cfg, key_origins, read_cfg, validate
 from dinoengine.config.show import annotated_yaml
 from dinoengine.data import build_test_loader, build_train_loader, describe_batch
 from dinoengine.engine import exit_on_user_error
@@ -55,10 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with exit_on_user_error():
-        cfg = get_cfg()
-        if args.config_file:
-            cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
+        cfg = read_cfg(args.config_file, args.opts)
         if args.inputs:
             print_inputs(cfg, args.num_gpus)
         else:

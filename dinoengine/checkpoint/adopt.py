@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dinoengine.checkpoint.files import CheckpointError, StateDict, grouped_names, short_list
-from dinoengine.checkpoint.layouts.layout import Hints
+from dinoengine.checkpoint.files import StateDict
+from dinoengine.checkpoint.layouts import LAYOUTS, Hints
 from dinoengine.checkpoint.weights import PUBLISHED_HEAD_WIDTH, BackboneSpec, Weights
 from dinoengine.config import CfgNode, ConfigError
 from dinoengine.modeling.backbone.vit import VisionTransformer
@@ -18,7 +18,6 @@ from dinoengine.modeling.backbone.vit import VisionTransformer
 logger = logging.getLogger(__name__)
 
 MASK_TOKEN_STD = 0.02
-STATES_HEADS = ("dinoengine", "huggingface")
 _MASK_TOKEN = re.compile(r"(?:(?:student|teacher)\.)?backbone\.mask_token")
 _PART = re.compile(r"(?:(student|teacher)\.)?(backbone|dino_head|ibot_head)\.(.+)")
 _OTHERS = {"head": "linear_head", "dino_targets": "centers", "ibot_targets": "centers"}
@@ -115,17 +114,7 @@ def require_entries(weights: Weights, adopted: Adopted, path: str) -> None:
         CheckpointError: if entries are missing from parts that the file has, or have no place.
     """
     missing = [name for name in adopted.missing if not _MASK_TOKEN.fullmatch(name)]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} missing: {short_list(grouped_names(missing))}")
-    if weights.unused:
-        problems.append(f"{len(weights.unused)} without a place: {short_list(grouped_names(weights.unused))}")
-    if problems:
-        raise CheckpointError(
-            f"{path} (layout {weights.layout}, {weights.spec.describe()}) does not add up:\n  "
-            + "\n  ".join(problems)
-            + "\nSet MODEL.WEIGHTS_STRICT False to load only what fits."
-        )
+    weights.account_for(path, missing, weights.unused, "Set MODEL.WEIGHTS_STRICT False to load only what fits.")
 
 
 def fit_config(cfg: CfgNode, weights: Weights, path: str, *, strict: bool = True) -> None:
@@ -150,7 +139,7 @@ def fit_config(cfg: CfgNode, weights: Weights, path: str, *, strict: bool = True
         logger.info(
             "Positions are interpolated with antialias %s, offset %g, as the %s layout is.", *flags, weights.layout
         )
-    if spec.embed_dim != PUBLISHED_HEAD_WIDTH * spec.num_heads and weights.layout not in STATES_HEADS:
+    if spec.embed_dim != PUBLISHED_HEAD_WIDTH * spec.num_heads and not LAYOUTS[weights.layout].states_shape:
         logger.warning(
             "%s does not state its attention heads; %d heads of %d channels are taken from the config. Published models "
             "have %d channels per head: another number is another network.",
@@ -182,7 +171,7 @@ def _differences(cfg: CfgNode, spec: BackboneSpec) -> list[str]:
     configured = VisionTransformer.from_config(cfg)
     crops = _pair(cfg.INPUT.GLOBAL_CROPS.SIZE_PX)
     wanted = spec.build("meta")
-    options = {**spec.config_options(), "MODEL.VIT.LAYER_SCALE_INIT": 1e-5 if spec.layer_scale else 0.0}
+    options = {"MODEL.VIT.LAYER_SCALE_INIT": 1e-5, **spec.config_options()}
     if configured["patch_size"] == spec.patch_size:  # else its image size may not even be a multiple of the patch
         with torch.device("meta"):
             built = VisionTransformer(**configured)

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from dinoengine.checkpoint.checkpointer import Checkpointer
 from dinoengine.checkpoint.classifier_config import classifier_config, config_file_text
+from dinoengine.checkpoint.convert import require_free
 from dinoengine.checkpoint.files import CheckpointError, StateDict, short_list
 from dinoengine.checkpoint.layouts import Hints, read_weights
 from dinoengine.checkpoint.layouts.layout import add_prefix
 from dinoengine.checkpoint.linear_head import HeadShape, head_shape, read_linear_head
 from dinoengine.checkpoint.parity import Comparison
 from dinoengine.checkpoint.weights import Weights
-from dinoengine.config import CfgNode, get_cfg
+from dinoengine.config import CfgNode, cfg_from_text, read_cfg
 from dinoengine.data import build_datasets, require_labels
 from dinoengine.modeling import build_model
 
@@ -65,7 +66,7 @@ def convert_to_classifier(
         FileNotFoundError, CheckpointError: if something cannot be read, does not fit, or would be overwritten.
         ValueError: for data that do not fit, or a config that cannot be run.
     """
-    config_path = _config_path(target, overwrite)
+    config_path = _config_path(target, overwrite, source)
     weights = read_weights(source, layout, hints)
     logger.info("%s: layout %s, %s.", source, weights.layout, weights.spec.describe())
     weights.require_complete(source, allow)
@@ -81,7 +82,7 @@ def convert_to_classifier(
         mode,
         weights_path=os.path.abspath(target),
         output_dir=os.path.abspath(target).removesuffix(".pth"),
-        source_cfg=_config_of(weights),
+        source_cfg=None if weights.config is None else cfg_from_text(weights.config),
         train=train,
         test=test,
         overrides=overrides,
@@ -97,12 +98,12 @@ def convert_to_classifier(
     return result
 
 
-def _config_path(target: str, overwrite: bool) -> str:
+def _config_path(target: str, overwrite: bool, source: str) -> str:
     if not target.endswith(".pth"):
         raise CheckpointError(f"OUT must end in .pth (its config gets the same name with .yaml), got {target}.")
     config_path = target.removesuffix(".pth") + ".yaml"
-    if not overwrite and (there := [path for path in (target, config_path) if os.path.exists(path)]):
-        raise CheckpointError(f"{' and '.join(there)} exist(s) already; choose another name, or give --overwrite.")
+    for path in (target, config_path):
+        require_free(path, overwrite, source)
     return config_path
 
 
@@ -145,14 +146,6 @@ def _shape(
     return shape
 
 
-def _config_of(weights: Weights) -> CfgNode | None:
-    if weights.config is None:
-        return None
-    cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(weights.config))
-    return cfg
-
-
 def _model_entries(cfg: CfgNode, weights: Weights, head: StateDict | None) -> StateDict:
     """The classifier's state dict: a new head as SEED initialises it; a mask token the layout does not have stays 0.
 
@@ -180,7 +173,6 @@ def _write_and_check(
 ) -> Comparison:
     """Write both files beside their places, check, and only then move them there, the config last."""
     folder = os.path.dirname(os.path.abspath(target))
-    os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{os.path.basename(target)}.") as scratch:
         written, config = os.path.join(scratch, "weights.pth"), os.path.join(scratch, "config.yaml")
         torch.save(content, written)
@@ -199,11 +191,10 @@ def _write_and_check(
 
 def _compare(path: str, config_path: str, cfg: CfgNode, weights: Weights) -> Comparison:
     """The classifier as a run would build and load it, against the head on the features of the source's backbone."""
-    run_cfg = get_cfg()
-    run_cfg.merge_from_file(config_path)
+    run_cfg = read_cfg(config_path)
     assert run_cfg == cfg, "the config file does not say all that the config has"
     model = build_model(run_cfg)
-    Checkpointer(model, "").load(path, weights_only=True)
+    Checkpointer(model, "").load_weights(path)
     crop = run_cfg.INPUT.GLOBAL_CROPS.SIZE_PX
     generator = torch.Generator().manual_seed(0)
     size = (4, weights.spec.in_chans, crop[0], crop[-1])

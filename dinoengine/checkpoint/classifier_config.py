@@ -101,8 +101,7 @@ def classifier_config(
     """
     values: dict[str, Any] = {"MODEL.META_ARCHITECTURE": "ImageClassifier", "MODEL.WEIGHTS": weights_path}
     values |= _input_values(spec, source_cfg)
-    values |= spec.config_options()
-    values["MODEL.VIT.LAYER_SCALE_INIT"] = _LAYER_SCALE_INIT if spec.layer_scale else 0.0
+    values |= {"MODEL.VIT.LAYER_SCALE_INIT": _LAYER_SCALE_INIT, **spec.config_options()}
     values |= {f"MODEL.CLASSIFIER.{name.upper()}": value for name, value in head._asdict().items()}
     values |= RECIPES[mode]
     values |= {"DATASETS.TRAIN": tuple(train), "DATASETS.TEST": tuple(test), "TEST.EVALUATORS": ("classification",)}

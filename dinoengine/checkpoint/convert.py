@@ -16,7 +16,7 @@ from dinoengine.checkpoint.files import CheckpointError, FileContent, grouped_na
 from dinoengine.checkpoint.layouts import LAYOUTS, Hints, read_weights
 from dinoengine.checkpoint.layouts.meta import with_chunks
 from dinoengine.checkpoint.parity import Comparison, compare_files
-from dinoengine.checkpoint.weights import PUBLISHED_HEAD_WIDTH, Weights, not_allowed
+from dinoengine.checkpoint.weights import PUBLISHED_HEAD_WIDTH, BackboneSpec, Weights, not_allowed
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,7 @@ def convert(
         FileNotFoundError, CheckpointError: if the source cannot be read, an entry is not accounted for, or the result
             does not compute the same. ``target`` is then as it was.
     """
-    if os.path.exists(target) and os.path.samefile(source, target):
-        raise CheckpointError(f"IN and OUT are the same file {target}; write to another, so that the source stays.")
+    require_free(target, overwrite, source)
     hints = hints or Hints()
     weights = read_weights(source, layout, hints)
     logger.info("%s: layout %s, %s.", source, weights.layout, weights.spec.describe())
@@ -96,19 +95,15 @@ def save_weights(
     return _write_and_check(weights, content, target, to, hints)
 
 
-def _say_what_is_not_stated(weights: Weights, target: str, to: str) -> None:
+def _say_what_is_not_stated(spec: BackboneSpec, target: str, to: str) -> None:
     """Warn if a reader of the file alone would take it for another model: no entry shows heads or a rectangle."""
-    spec = weights.spec
-    try:
-        alone = read_weights(target, to).spec
-        heads, grid = alone.num_heads, alone.table_grid
-    except CheckpointError:
-        heads, grid = (spec.num_heads if spec.embed_dim % PUBLISHED_HEAD_WIDTH == 0 else 0), (0, 0)
+    if LAYOUTS[to].states_shape:
+        return
     flags, keys = [], []
-    if heads != spec.num_heads:
+    if spec.embed_dim != PUBLISHED_HEAD_WIDTH * spec.num_heads:
         flags.append(f"--num-heads {spec.num_heads}")
         keys.append(f"MODEL.VIT.NUM_HEADS {spec.num_heads}")
-    if grid != spec.table_grid:
+    if spec.table_grid[0] != spec.table_grid[1]:
         flags.append(f"--grid {spec.table_grid[0]} {spec.table_grid[1]}")
         keys.append(f"MODEL.VIT.POS_EMBED_SIZE_PX '({spec.img_size[0]},{spec.img_size[1]})'")
     if flags:
@@ -121,10 +116,16 @@ def _say_what_is_not_stated(weights: Weights, target: str, to: str) -> None:
         )
 
 
-def require_free(target: str, overwrite: bool) -> None:
-    """CheckpointError if there is a file or folder ``target`` that may not be replaced."""
+def require_free(target: str, overwrite: bool, source: str = "") -> None:
+    """CheckpointError if ``target`` may not be replaced or cannot be written; makes its folder.
+
+    Args:
+        source: what is read, which is never replaced.
+    """
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
+        raise CheckpointError(f"IN and OUT are the same file {target}; write to another, so that the source stays.")
     folder = os.path.dirname(os.path.abspath(target))
     try:
         os.makedirs(folder, exist_ok=True)
@@ -169,7 +170,6 @@ def _chunked(content: FileContent, depth: int, num_chunks: int) -> FileContent:
 def _write_and_check(weights: Weights, content: FileContent, target: str, to: str, hints: Hints) -> list[Comparison]:
     """Write beside ``target``, compare, and only then take its place."""
     folder = os.path.dirname(os.path.abspath(target))
-    os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{os.path.basename(target)}.") as scratch:
         written = os.path.join(scratch, os.path.basename(target) or "weights")
         write_content(content, written)
@@ -184,7 +184,7 @@ def _write_and_check(weights: Weights, content: FileContent, target: str, to: st
             shutil.rmtree(target)
         os.replace(written, target)
     logger.info("Wrote %s (layout %s).", target, to)
-    _say_what_is_not_stated(weights, target, to)
+    _say_what_is_not_stated(weights.spec, target, to)
     return results
 
 

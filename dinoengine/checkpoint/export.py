@@ -90,7 +90,7 @@ def export_backbone(
         FileNotFoundError, ValueError: if the source cannot be read, the size is no multiple of the patch, a package is
             missing, or the file does not compute the same. ``target`` is then as it was.
     """
-    require_free(target, overwrite)
+    require_free(target, overwrite, source)
     exporter = EXPORTERS[to]
     if missing := [name for name in exporter.packages if importlib.util.find_spec(name) is None]:
         raise ValueError(f"--to {to} needs {', '.join(missing)}: pip install 'dinoengine[onnx]'.")
@@ -102,7 +102,6 @@ def export_backbone(
     baked = FixedSizeBackbone(with_table_grid(weights, grid).load_backbone()).eval()
     reference = FixedSizeBackbone(weights.load_backbone())  # interpolates for itself
     folder = os.path.dirname(os.path.abspath(target))
-    os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{os.path.basename(target)}.") as scratch:
         written = os.path.join(scratch, os.path.basename(target))
         example = _images(weights.spec, size, _BATCH_SIZES[0])

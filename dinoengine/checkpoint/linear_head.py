@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import NamedTuple
 
 import torch
 
+from dinoengine.checkpoint.convert import require_free
 from dinoengine.checkpoint.files import CheckpointError, StateDict, read_content, short_list
 from dinoengine.checkpoint.layouts import Hints, read_weights
 from dinoengine.checkpoint.layouts.layout import is_state_dict
@@ -81,8 +81,7 @@ def export_linear_head(
     Raises:
         FileNotFoundError, CheckpointError: if the source is no classifier, or ``target`` exists.
     """
-    if os.path.exists(target) and not overwrite:
-        raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
+    require_free(target, overwrite, source)
     weights = read_weights(source, layout, hints)
     if "linear_head" not in weights.parts:
         raise CheckpointError(
@@ -91,7 +90,6 @@ def export_linear_head(
         )
     head = {name: weights.parts["linear_head"][name].clone() for name in ("weight", "bias")}
     shape = head_shape(head, weights.spec.embed_dim, source)
-    os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
     with atomic_write(target) as file:
         torch.save(head, file)
     logger.info("Wrote %s: %s (weight %s).", target, shape.describe(), list(head["weight"].shape))

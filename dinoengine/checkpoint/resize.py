@@ -18,7 +18,7 @@ from dinoengine.checkpoint.parity import Comparison, compare_tensors, tokens_of_
 from dinoengine.checkpoint.patch_kernel import repeat_channels, resample_patches
 from dinoengine.checkpoint.resize_steps import with_channels, with_patch_size, with_registers, with_table_grid
 from dinoengine.checkpoint.weights import BackboneSpec, Weights, is_backbone
-from dinoengine.config import CfgNode, get_cfg
+from dinoengine.config import cfg_from_text
 from dinoengine.config.config import flatten
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def resize_checkpoint(
         FileNotFoundError, ValueError: if the source cannot be read or resized so, or a comparison fails. ``target`` is then
             as it was.
     """
-    require_free(target, overwrite)
+    require_free(target, overwrite, source)
     content = read_content(source)
     chosen = detect_layout(content) if layout == "auto" else LAYOUTS[layout]
     old = chosen.read(content, hints or Hints())
@@ -247,9 +247,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _options(text: str) -> list[tuple[str, Any]]:
-    cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
-    return list(flatten(cfg))
+    return list(flatten(cfg_from_text(text)))
 
 
 def _num_chunks(content: FileContent) -> int:

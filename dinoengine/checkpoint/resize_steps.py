@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinoengine.checkpoint.patch_kernel import mix_channels, resample_kernel
 from dinoengine.checkpoint.weights import BackboneSpec, Weights, is_backbone
-from dinoengine.config import CfgNode, get_cfg
+from dinoengine.config import cfg_from_text
 from dinoengine.modeling.layers.position import interpolate_position_table
 
 # Initial registers, as VisionTransformer's own: so small that only training gives them a meaning.
@@ -70,8 +70,7 @@ def _config_for_channels(text: str | None, in_chans: int) -> str | None:
     """Pixel statistics that go with the channels: repeated cyclically, their mean where there is one channel."""
     if text is None:
         return None
-    cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+    cfg = cfg_from_text(text)
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         values = cfg.MODEL[key]
         mean = (sum(values) / len(values),)

@@ -147,17 +147,22 @@ class Weights:
         Raises:
             CheckpointError: names every other one.
         """
-        problems = []
-        if missing := not_allowed(self.missing, allow):
-            problems.append(f"{len(missing)} missing: {short_list(grouped_names(missing))}")
-        if unused := not_allowed(self.unused, allow):
-            problems.append(f"{len(unused)} without a place: {short_list(grouped_names(unused))}")
+        self.account_for(
+            path,
+            not_allowed(self.missing, allow),
+            not_allowed(self.unused, allow),
+            "If that is right, allow these entries by name (--allow PATTERN of the conversion tools).",
+        )
+
+    def account_for(self, path: str, missing: Sequence[str], unused: Sequence[str], advice: str) -> None:
+        """CheckpointError with ``advice`` if anything is missing or unused."""
+        named = {"missing": list(missing), "without a place": list(unused)}
+        problems = [f"{len(n)} {what}: {short_list(grouped_names(n))}" for what, n in named.items() if n]
         if problems:
             raise CheckpointError(
                 f"{path} (layout {self.layout}, {self.spec.describe()}) does not add up:\n  "
                 + "\n  ".join(problems)
-                + "\n"
-                "If that is right, allow these entries by name (--allow PATTERN of the conversion tools)."
+                + f"\n{advice}"
             )
 
     def load_backbone(self) -> VisionTransformer:

@@ -6,6 +6,9 @@ released training configuration). "Iterations" are optimizer steps; batch sizes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from dinoengine.config.config import CfgNode as CN
 
 _C = CN()
@@ -365,3 +368,19 @@ _C.LOG.PROFILE_END_ITER = 0
 def get_cfg() -> CN:
     """A fresh copy of the defaults, to merge a file and overrides into."""
     return _C.clone()
+
+
+def read_cfg(config_file: str = "", opts: Sequence[Any] = ()) -> CN:
+    """The defaults, then a YAML file, then ``KEY VALUE`` or ``KEY=VALUE`` overrides; not frozen."""
+    cfg = get_cfg()
+    if config_file:
+        cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def cfg_from_text(text: str) -> CN:
+    """The whole config that ``dump()`` wrote as ``text``."""
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CN.load_cfg(text))
+    return cfg

@@ -18,7 +18,7 @@ import torch
 from dinoengine.checkpoint import Checkpointer, CheckpointError
 from dinoengine.checkpoint.adopt import fit_config, hints_of_config
 from dinoengine.checkpoint.layouts import read_weights
-from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
+from dinoengine.config import CfgNode, ConfigError, get_cfg, read_cfg, validate
 from dinoengine.data import DataError
 from dinoengine.engine.launch import under_torchrun
 from dinoengine.modeling import VisionTransformer
@@ -86,10 +86,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         ConfigError: names every problem.
     """
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = read_cfg(args.config_file, args.opts)
     if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise ConfigError(
             "--num-machines",

@@ -176,9 +176,7 @@ def test_every_entry_is_accounted_for(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = _source(tmp_path), tmp_path / "cls.pth"
     (tmp_path / "cls.yaml").write_text("mine")
-    with pytest.raises(
-        CheckpointError, match=r"cls\.yaml exist\(s\) already; choose another name, or give --overwrite"
-    ):
+    with pytest.raises(CheckpointError, match=r"cls\.yaml exists already; choose another name, or give --overwrite"):
         convert_to_classifier(source, str(target), num_classes=3)
     with pytest.raises(CheckpointError, match=r"OUT must end in \.pth"):
         convert_to_classifier(source, str(tmp_path / "cls"), num_classes=3)

@@ -36,6 +36,7 @@ class HuggingFace(Layout):
     name = "huggingface"
     description = "Hugging Face Dinov2 or Dinov2WithRegisters folder (config.json + model.safetensors)"
     is_folder = True
+    states_shape = True
 
     def detect(self, content: FileContent) -> bool:
         return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in content.data)

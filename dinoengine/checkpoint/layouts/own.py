@@ -6,7 +6,7 @@ from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict,
 from dinoengine.checkpoint.layouts.layout import Hints, Layout, add_prefix, is_state_dict, strip_prefix
 from dinoengine.checkpoint.layouts.meta import published_interpolation
 from dinoengine.checkpoint.weights import BackboneSpec, Weights, make_weights
-from dinoengine.config import CfgNode, get_cfg
+from dinoengine.config import CfgNode, cfg_from_text, get_cfg
 from dinoengine.modeling.backbone.vit import VisionTransformer
 
 _PREFIXES = {
@@ -22,6 +22,7 @@ class Own(Layout):
     """``{"model": {"teacher.backbone.x", "student.backbone.x", ...}, "config": text, "iteration": n, ...}``."""
 
     name = "dinoengine"
+    states_shape = True
     description = "dinoengine checkpoint (a run's, or backbone and heads alone)"
 
     def detect(self, content: FileContent) -> bool:
@@ -64,9 +65,7 @@ class Own(Layout):
                 "num_heads": hints.num_heads,
                 "table_grid": hints.table_grid,
             }
-        cfg = get_cfg()
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
-        arguments = VisionTransformer.from_config(cfg)
+        arguments = VisionTransformer.from_config(cfg_from_text(text))
         patch = arguments["patch_size"]
         grid = (arguments["img_size"][0] // patch, arguments["img_size"][1] // patch)
         return {
@@ -93,9 +92,7 @@ class Own(Layout):
 
 def config_of(spec: BackboneSpec, text: str | None) -> CfgNode:
     """A config (``text``, or the defaults) whose MODEL.VIT keys and channels build ``spec``."""
-    cfg = get_cfg()
-    if text:
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+    cfg = cfg_from_text(text) if text else get_cfg()
     cfg.MODEL.VIT.EMBED_DIM = cfg.MODEL.VIT.DEPTH = cfg.MODEL.VIT.NUM_HEADS = 0
     for key, value in spec.config_options().items():
         cfg.merge_from_list([key, value])
