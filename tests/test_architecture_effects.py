@@ -267,7 +267,7 @@ def test_every_key_is_in_one_of_the_tables() -> None:
 
 def test_comments_agree_with_the_tables() -> None:
     """What defaults.py promises about results is what is tested here."""
-    for entry in docs.parse_defaults(docs.SOURCE.read_text(encoding="utf-8")):
+    for entry in docs.read_entries():
         for key, _ in entry.keys:
             if re.search(r"\b[Dd]oes not change results\.", entry.comment):
                 assert key not in CHANGES_TRAINING, key

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write docs/config.md from dinoengine/config/defaults.py; ``--check`` only says whether it is up to date."""
+"""Write docs/config.md from the defaults in dinoengine/config/; ``--check`` only says whether it is up to date."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "dinoengine" / "config" / "defaults.py"
+SOURCES = [ROOT / "dinoengine" / "config" / name for name in ("defaults.py", "evaluation_defaults.py")]
 TARGET = ROOT / "docs" / "config.md"
 
 
@@ -41,6 +41,11 @@ def parse_defaults(source: str) -> list[Entry]:
     return entries
 
 
+def read_entries() -> list[Entry]:
+    """The entries of all sources, in the order of the sources."""
+    return [entry for source in SOURCES for entry in parse_defaults(source.read_text(encoding="utf-8"))]
+
+
 def _comment_above(lines: list[str], index: int) -> str:
     """The comment that ends above line ``index``, with that of its group (``_C.X = CN()``) in front for a first key."""
     block: list[str] = []
@@ -59,7 +64,7 @@ def render(entries: list[Entry]) -> str:
     parts = [
         "# Config reference",
         "",
-        "Generated from `dinoengine/config/defaults.py` by `make docs`; do not edit. The defaults are the published",
+        "Generated from the defaults in `dinoengine/config/` by `make docs`; do not edit. The defaults are the published",
         "DINOv2 short recipe. Iterations are optimizer steps; batch sizes are global.",
     ]
     section = None
@@ -79,7 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit with 1 if docs/config.md is out of date")
     args = parser.parse_args()
-    text = render(parse_defaults(SOURCE.read_text(encoding="utf-8")))
+    text = render(read_entries())
     if args.check:
         if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
             print("docs/config.md is out of date; run `make docs`.", file=sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dinoengine.config.config import CfgNode, ConfigError
+from dinoengine.config.validate_evaluation import are_numbers, evaluation_problems
 from dinoengine.utils.registry import suggest
 
 # key -> smallest value, largest value, whether the ends are allowed
@@ -116,7 +117,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_input,
         _check_sizes,
         _check_names,
-        _check_evaluation,
+        evaluation_problems,
         _check_classifier,
     ]
     if training:
@@ -144,12 +145,6 @@ def _is_classifier(cfg: CfgNode) -> bool:
     return bool(cfg.MODEL.CLASSIFIER.NUM_CLASSES > 0)
 
 
-def _are_numbers(values: tuple[Any, ...], length: int | None = None) -> bool:
-    """Whether these are finite numbers (``length`` of them)."""
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    return numbers and length in (None, len(values))
-
-
 def _check_ranges(cfg: CfgNode) -> Iterator[str]:
     for key, (low, high, closed) in _RANGES.items():
         value = _get(cfg, key)
@@ -172,9 +167,6 @@ def _check_choices(cfg: CfgNode) -> Iterator[str]:
         value = str(_get(cfg, key))
         if value not in choices:
             yield f"{key} must be one of {', '.join(choices)}; got {value!r}{suggest(value, list(choices))}."
-    for name in cfg.TEST.BASELINES:
-        if name not in ("pixels", "untrained"):
-            yield f"TEST.BASELINES takes 'pixels' and 'untrained'; got {name!r}."
 
 
 def _check_input(cfg: CfgNode) -> Iterator[str]:
@@ -186,23 +178,23 @@ def _check_input(cfg: CfgNode) -> Iterator[str]:
         )
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         value = _get(cfg, key)
-        if not _are_numbers(value) or (key.endswith("STD") and any(v <= 0 for v in value)):
+        if not are_numbers(value) or (key.endswith("STD") and any(v <= 0 for v in value)):
             yield f"{key} must be numbers{' > 0' if key.endswith('STD') else ''}, one per channel, got {value}."
     for key in ("INPUT.GLOBAL_CROPS.SCALE", "INPUT.LOCAL_CROPS.SCALE", "INPUT.MASK.RATIO"):
         value = _get(cfg, key)
-        if not (_are_numbers(value, 2) and 0 <= value[0] <= value[1] <= 1):
+        if not (are_numbers(value, 2) and 0 <= value[0] <= value[1] <= 1):
             yield f"{key} must be (low, high) with 0 <= low <= high <= 1, got {value}."
     for key in ("INPUT.CROP_RATIO", "INPUT.BLUR.SIGMA_PX"):
         value = _get(cfg, key)
-        if not (_are_numbers(value, 2) and 0 < value[0] <= value[1]):
+        if not (are_numbers(value, 2) and 0 < value[0] <= value[1]):
             yield f"{key} must be (low, high) with 0 < low <= high, got {value}."
     for key in ("INPUT.BLUR.PROBS", "INPUT.SOLARIZE.PROBS"):
         value = _get(cfg, key)
-        if not (_are_numbers(value, 3) and all(0 <= p <= 1 for p in value)):
+        if not (are_numbers(value, 3) and all(0 <= p <= 1 for p in value)):
             yield f"{key} must be three probabilities (global view 1, global view 2, local views), got {value}."
     if cfg.INPUT.BLUR.KERNEL_SIZE_PX < 1 or cfg.INPUT.BLUR.KERNEL_SIZE_PX % 2 == 0:
         yield f"INPUT.BLUR.KERNEL_SIZE_PX must be odd and positive, got {cfg.INPUT.BLUR.KERNEL_SIZE_PX}."
-    if not _are_numbers(cfg.SOLVER.BETAS, 2) or not all(0 <= b < 1 for b in cfg.SOLVER.BETAS):
+    if not are_numbers(cfg.SOLVER.BETAS, 2) or not all(0 <= b < 1 for b in cfg.SOLVER.BETAS):
         yield f"SOLVER.BETAS must be two values >= 0 and < 1, got {cfg.SOLVER.BETAS}."
 
 
@@ -297,26 +289,6 @@ def _check_training_data(cfg: CfgNode) -> Iterator[str]:
         yield "MODEL.WEIGHTS_WITH_OPTIMIZER needs a checkpoint in MODEL.WEIGHTS."
     if not cfg.DATASETS.TRAIN:
         yield 'DATASETS.TRAIN is empty; name your images, e.g. DATASETS.TRAIN "folder:/path/to/images".'
-
-
-def _check_evaluation(cfg: CfgNode) -> Iterator[str]:
-    if cfg.TEST.EVAL_PERIOD > 0 and not cfg.DATASETS.TEST:
-        yield "TEST.EVAL_PERIOD > 0 needs a labelled dataset in DATASETS.TEST."
-    if cfg.TEST.EVAL_AT_START and not cfg.DATASETS.TEST:
-        yield "TEST.EVAL_AT_START needs a labelled dataset in DATASETS.TEST."
-    if cfg.TEST.EXPECTED_RESULTS and not cfg.DATASETS.TEST:
-        yield "TEST.EXPECTED_RESULTS needs a labelled dataset in DATASETS.TEST."
-    for row in cfg.TEST.EXPECTED_RESULTS:
-        is_row = isinstance(row, (tuple, list)) and len(row) in (4, 5)
-        if not is_row or not _are_numbers(tuple(row[-2:])):
-            yield (
-                "TEST.EXPECTED_RESULTS lists rows (task, metric, value, tolerance), with the dataset in front if there are "
-                f"several, e.g. \"(('knn', 'top1_k20', 78.0, 2.0),)\"; got {row!r}."
-            )
-    if cfg.TEST.BEST_METRIC and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD):
-        yield f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC!r} needs DATASETS.TEST and TEST.EVAL_PERIOD > 0."
-    if not cfg.TEST.KNN.K or not all(isinstance(k, int) and k > 0 for k in cfg.TEST.KNN.K):
-        yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."
 
 
 def _check_classifier(cfg: CfgNode) -> Iterator[str]:

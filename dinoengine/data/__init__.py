@@ -8,7 +8,7 @@ from dinoengine.data.catalog import (
     build_datasets,
 )
 from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
-from dinoengine.data.datasets import Digits, ImageFolder, Synthetic
+from dinoengine.data.datasets import Digits, FashionMNIST, ImageFolder, Synthetic
 from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
@@ -23,6 +23,7 @@ __all__ = [
     "DataError",
     "DatasetCatalog",
     "Digits",
+    "FashionMNIST",
     "ImageDataset",
     "ImageFolder",
     "InferenceSampler",

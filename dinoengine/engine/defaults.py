@@ -1,4 +1,4 @@
-"""A run from a config: DefaultTrainer, the writers, and prediction for one image."""
+"""A run from a config: DefaultTrainer and its writers."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from dinoengine.checkpoint import Checkpointer
 from dinoengine.config import CfgNode
-from dinoengine.data import CenterCropTransform, build_test_loader, build_train_loader
+from dinoengine.data import build_test_loader, build_train_loader
 from dinoengine.engine import hooks
 from dinoengine.engine.parallel import create_ddp_model, unwrap_model
-from dinoengine.engine.setup import fit_config_to_weights, load_weights_for_evaluation
 from dinoengine.engine.simple_trainer import SimpleTrainer, load_optimizer_of
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.evaluation import (
     DatasetEvaluator,
     build_evaluator,
-    inference_context,
     inference_on_dataset,
+    make_record,
     print_csv_format,
+    save_record,
     verify_results,
 )
 from dinoengine.modeling import build_model
 from dinoengine.solver import OptimizerSchedule, build_lr_scheduler, build_optimizer, scale_config_to_world_size
-from dinoengine.structures import BackboneOutput
 from dinoengine.utils import comm
+from dinoengine.utils.events import get_event_storage, has_event_storage
 from dinoengine.utils.logger import setup_logger
 from dinoengine.utils.writers import ConsoleWriter, EventWriter, JSONWriter, TensorboardXWriter
 
@@ -297,10 +296,21 @@ class DefaultTrainer(SimpleTrainer):
         results = {}
         for i, dataset in enumerate(datasets):
             evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, dataset)
-            results[dataset] = inference_on_dataset(model, cls.build_test_loader(cfg, dataset), evaluator)
+            loader = cls.build_test_loader(cfg, dataset)
+            results[dataset] = inference_on_dataset(model, loader, evaluator)
             if comm.is_main_process():
                 logger.info("Results on %s:", dataset)
                 print_csv_format(results[dataset])
+                record = make_record(
+                    cfg,
+                    dataset,
+                    model=model,
+                    num_images=len(loader.dataset),
+                    protocol=evaluator.protocol(),
+                    results=results[dataset],
+                    iteration=get_event_storage().iter if has_event_storage() else None,
+                )
+                save_record(record, cfg.OUTPUT_DIR)
         return results[datasets[0]] if len(datasets) == 1 else results
 
     @classmethod
@@ -313,54 +323,3 @@ class DefaultTrainer(SimpleTrainer):
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
         """See ``scale_config_to_world_size``."""
         return scale_config_to_world_size(cfg, num_workers)
-
-
-class DefaultPredictor:
-    """One image in, features out.
-
-    predictor = DefaultPredictor(cfg)           # MODEL.WEIGHTS, MODEL.DEVICE, INPUT.TEST
-    cls_token = predictor("cat.jpg").cls_token  # [1, D]
-    """
-
-    def __init__(self, cfg: CfgNode) -> None:
-        """
-        Args:
-            cfg: e.g. the config.yaml of a run, with MODEL.WEIGHTS set.
-
-        Raises:
-            ConfigError: if MODEL.WEIGHTS is empty.
-        """
-        cfg = cfg.clone()
-        cfg.defrost()
-        if cfg.MODEL.DEVICE == "auto":
-            cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-        fit_config_to_weights(cfg)
-        model = DefaultTrainer.build_model(cfg)
-        load_weights_for_evaluation(cfg, model, resume=False)
-        self.model: nn.Module = model.feature_model()  # type: ignore[operator]
-        crop = cfg.INPUT.TEST.CROP_SIZE_PX
-        self.transform = CenterCropTransform(cfg.INPUT.FORMAT, cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
-
-    def __call__(self, image: Any) -> BackboneOutput:
-        """
-        Args:
-            image: a path, a PIL image, or a uint8 array [H, W] or [H, W, C] in RGB order.
-
-        Returns:
-            Tokens for a batch of one, on the model's device.
-
-        Raises:
-            TypeError: for an array of another type.
-        """
-        from PIL import Image
-
-        if isinstance(image, (str, os.PathLike)):
-            image = Image.open(image)
-        elif isinstance(image, np.ndarray):
-            if image.dtype != np.uint8:
-                raise TypeError(f"An image array must be uint8 (0..255), got {image.dtype}; scale and round it first.")
-            image = Image.fromarray(image)
-        device = next(self.model.parameters()).device
-        with inference_context(self.model):
-            output: BackboneOutput = self.model(self.transform(image)[None].to(device))
-        return output

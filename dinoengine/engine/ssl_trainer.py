@@ -10,7 +10,7 @@ from dinoengine.data import build_test_loader
 from dinoengine.engine import hooks
 from dinoengine.engine.reporting import ReportingTrainer, Rows, of_dataset
 from dinoengine.engine.train_loop import HookBase
-from dinoengine.evaluation import class_names, flatten_results_dict, labels_by_name, pixel_knn_accuracy
+from dinoengine.evaluation import flatten_results_dict, match_label_sets, pixel_knn_accuracy
 from dinoengine.solver import build_teacher_schedules
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,9 @@ class SSLTrainer(ReportingTrainer):
         for dataset in cfg.DATASETS.TEST:
             rows = tables[dataset] = {}
             if "pixels" in cfg.TEST.BASELINES:
-                bank = build_test_loader(cfg, cfg.TEST.KNN.TRAIN or cfg.DATASETS.TRAIN)
+                sets = match_label_sets(cfg, "knn", cfg.TEST.KNN.TRAIN, dataset, build_test_loader)
                 queries = build_test_loader(cfg, dataset)
-                names = labels_by_name(class_names(bank, "its training set"), class_names(queries, "the test set"))
-                pixels = pixel_knn_accuracy(cfg, bank, queries, names)
+                pixels = pixel_knn_accuracy(cfg, sets.train_loader, queries, sets.train_labels)
                 rows["raw pixels"] = flatten_results_dict({"knn": pixels})
             if untrained is not None:
                 rows["untrained backbone"] = flatten_results_dict(of_dataset(cfg, untrained, dataset))

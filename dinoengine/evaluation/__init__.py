@@ -8,7 +8,9 @@ from dinoengine.evaluation.evaluator import (
     inference_on_dataset,
 )
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features, extract_pixels
-from dinoengine.evaluation.knn import KNNEvaluator, class_names, knn_accuracy, knn_scores, labels_by_name
+from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
+from dinoengine.evaluation.label_sets import LabelSets, labels_by_name, match_label_sets, shared_images
+from dinoengine.evaluation.records import differences, make_record, save_record, weights_sha256
 from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format, results_table, verify_results
 
 __all__ = [
@@ -19,8 +21,9 @@ __all__ = [
     "FeatureCollector",
     "Features",
     "KNNEvaluator",
+    "LabelSets",
     "build_evaluator",
-    "class_names",
+    "differences",
     "extract_features",
     "extract_pixels",
     "flatten_results_dict",
@@ -29,8 +32,13 @@ __all__ = [
     "knn_accuracy",
     "knn_scores",
     "labels_by_name",
+    "make_record",
+    "match_label_sets",
     "pixel_knn_accuracy",
     "print_csv_format",
     "results_table",
+    "save_record",
+    "shared_images",
     "verify_results",
+    "weights_sha256",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from dinoengine.data import require_labels
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector
-from dinoengine.evaluation.knn import labels_by_name
+from dinoengine.evaluation.label_sets import labels_by_name
 from dinoengine.structures import BackboneOutput, ClassifierOutput, ImageBatch
 
 TOP = 5
@@ -72,6 +73,9 @@ class ClassificationEvaluator(DatasetEvaluator):
         if self.classes is not None:
             labels = torch.tensor(self.classes, device=labels.device)[labels]
         self._ranks.add(ranks_of(output.logits, labels)[:, None], batch.labels, batch.indices)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"classification": {"num_classes": self.num_classes}}
 
     def evaluate(self) -> Results:
         ranks = self._ranks.finish().features[:, 0]  # every image exactly once, of all processes

@@ -41,6 +41,13 @@ class DatasetEvaluator:
         """Results as ``{task: {metric: value}}``; those of rank 0 count, the other ranks may return None."""
         return None
 
+    def protocol(self) -> dict[str, Any]:
+        """What two results must share to be comparable, as ``{task: {setting: value}}``, JSON-serialisable.
+
+        Settings that change results only, not those of speed and memory.
+        """
+        return {}
+
 
 class DatasetEvaluators(DatasetEvaluator):
     """Several evaluators over one pass."""
@@ -73,6 +80,9 @@ class DatasetEvaluators(DatasetEvaluator):
                     raise ValueError(f"Two evaluators report results under {task!r}; rename one.")
                 results[task] = metrics
         return results
+
+    def protocol(self) -> dict[str, Any]:
+        return {task: settings for evaluator in self.evaluators for task, settings in evaluator.protocol().items()}
 
 
 @contextlib.contextmanager

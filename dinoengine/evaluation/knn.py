@@ -14,6 +14,7 @@ from dinoengine.config import CfgNode
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features
+from dinoengine.evaluation.label_sets import match_label_sets, no_labels
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
 from dinoengine.utils.logger import log_first_n
@@ -64,7 +65,7 @@ def knn_accuracy(
         ValueError: if labels are missing.
     """
     if bank.labels is None or queries.labels is None:
-        raise ValueError(_no_labels("its training set" if bank.labels is None else "the test set"))
+        raise ValueError(no_labels("knn", "its training set" if bank.labels is None else "the test set"))
     used = {k: min(k, len(bank)) for k in ks}
     if any(k > len(bank) for k in ks):
         log_first_n(
@@ -92,45 +93,6 @@ def knn_accuracy(
     return {name: 100.0 * count / len(queries) for name, count in zip(names, correct.tolist(), strict=True)}
 
 
-def _no_labels(which: str) -> str:
-    return (
-        f"The k-NN evaluator needs labels, and {which} has none. Give labelled datasets in DATASETS.TEST and "
-        "TEST.KNN.TRAIN (if that is empty, DATASETS.TRAIN), e.g. a folder with one sub-folder per class; or leave "
-        "DATASETS.TEST empty."
-    )
-
-
-def class_names(loader: Any, which: str) -> list[str]:
-    """The class names of a test loader's dataset; ``which`` says what it is if there are none (ValueError)."""
-    names: list[str] | None = loader.dataset.dataset.class_names
-    if names is None:
-        raise ValueError(_no_labels(which))
-    return names
-
-
-def labels_by_name(bank_names: Sequence[str], query_names: Sequence[str]) -> list[int]:
-    """The label each class of the bank has in the query set; classes unknown there get numbers above its own.
-
-    Labels count the classes of their own dataset, so a folder that lacks a class numbers the others differently.
-
-    Raises:
-        ValueError: if they have no class in common.
-    """
-    index = {name: i for i, name in enumerate(query_names)}
-    if not index.keys() & set(bank_names):
-        raise ValueError(
-            f"The training set (classes {_some(bank_names)}) and the test set (classes {_some(query_names)}) have no "
-            "class in common, so no answer could be right. Their first-level folders must have the same names."
-        )
-    if only_in_queries := sorted(index.keys() - set(bank_names)):
-        logger.warning("No training image has the class(es) %s of the test set.", _some(only_in_queries))
-    return [index.setdefault(name, len(index)) for name in bank_names]
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 class KNNEvaluator(DatasetEvaluator):
     """k-NN accuracy of the CLS features; ``{"knn": {...}}`` of ``knn_accuracy``."""
 
@@ -153,6 +115,7 @@ class KNNEvaluator(DatasetEvaluator):
         self.ks = ks
         self.temperature = temperature
         self.chunk_size = chunk_size
+        self._num_train_images = 0
         self._bank: Features | None = None
         self._queries = FeatureCollector()
 
@@ -160,12 +123,18 @@ class KNNEvaluator(DatasetEvaluator):
         self._bank = extract_features(model, self.bank_loader)
         if self.bank_labels is not None:
             self._bank = self._bank.relabelled(self.bank_labels)
+        self._num_train_images = len(self._bank)
 
     def reset(self) -> None:
         self._queries = FeatureCollector()
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         self._queries.add(output.cls_token, batch.labels, batch.indices)
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            "knn": {"k": list(self.ks), "temperature": self.temperature, "num_train_images": self._num_train_images}
+        }
 
     def evaluate(self) -> Results:
         queries = self._queries.finish()
@@ -183,13 +152,11 @@ def build_knn_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactory) 
         ValueError: if either dataset has no labels, or they share no class; better now than after the training.
     """
     knn = cfg.TEST.KNN
-    bank_loader = make_loader(cfg, knn.TRAIN or cfg.DATASETS.TRAIN)
-    bank_names = class_names(bank_loader, f"its training set {list(knn.TRAIN or cfg.DATASETS.TRAIN)}")
-    query_names = class_names(make_loader(cfg, dataset), f"the test set {dataset!r}")
+    sets = match_label_sets(cfg, "knn", knn.TRAIN, dataset, make_loader)
     return KNNEvaluator(
-        bank_loader,
+        sets.train_loader,
         ks=knn.K,
         temperature=knn.TEMPERATURE,
         chunk_size=knn.CHUNK_SIZE,
-        bank_labels=labels_by_name(bank_names, query_names),
+        bank_labels=sets.train_labels,
     )

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
-from dinoengine.config import CfgNode, defaults, get_cfg, validate
+from dinoengine.config import CfgNode, defaults, evaluation_defaults, get_cfg, validate
 
-SOURCE = Path(defaults.__file__).read_text(encoding="utf-8").splitlines()
+SOURCE = [
+    line
+    for module in (defaults, evaluation_defaults)
+    for line in Path(module.__file__).read_text(encoding="utf-8").splitlines()
+]
 ASSIGNMENT = re.compile(r"^_C\.([A-Z0-9_.]+) = (.*)$")
 
 
@@ -41,7 +45,7 @@ def _comment_above(index: int) -> str:
 def test_every_key_has_a_comment_above_it_or_above_its_run(index: int, key: str) -> None:
     text = _comment_above(index)
     assert len(re.findall(r"[A-Za-z]{2,}", text)) >= 2, (
-        f"{key} (line {index + 1} of defaults.py) is not explained: {text!r}"
+        f"{key} (line {index + 1} of the sources) is not explained: {text!r}"
     )
 
 

@@ -90,12 +90,16 @@ def test_a_finished_run_resumed_shows_its_table_and_changes_nothing(
     _train(tiny_cfg)
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("raw", "untrained", "trained"))]
     assert len(table) == 3
-    before = {p.name: p.read_bytes() for p in Path(tiny_cfg.OUTPUT_DIR).iterdir() if p.name != "log.txt"}
+    before = {
+        p.name: p.read_bytes() for p in Path(tiny_cfg.OUTPUT_DIR).rglob("*") if p.is_file() and p.name != "log.txt"
+    }
     _train(tiny_cfg, resume=True)
     out = capsys.readouterr().out
     assert "Nothing to train: iteration 3 of 3 is done already." in out
     assert [line for line in out.splitlines() if line.startswith(("raw", "untrained", "trained"))] == table
-    assert {p.name: p.read_bytes() for p in Path(tiny_cfg.OUTPUT_DIR).iterdir() if p.name != "log.txt"} == before
+    assert {
+        p.name: p.read_bytes() for p in Path(tiny_cfg.OUTPUT_DIR).rglob("*") if p.is_file() and p.name != "log.txt"
+    } == before
 
 
 def test_more_iterations_continue_a_finished_run(tiny_cfg: CfgNode) -> None:

@@ -4,22 +4,16 @@ import logging
 import math
 import random
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dinoengine.config import CfgNode
-from dinoengine.data import build_test_loader
-from dinoengine.evaluation import Features, KNNEvaluator, inference_on_dataset, knn_accuracy, knn_scores, labels_by_name
-from dinoengine.evaluation.knn import build_knn_evaluator
-from dinoengine.structures import BackboneOutput
+from dinoengine.evaluation import Features, KNNEvaluator, inference_on_dataset, knn_accuracy, knn_scores
 from dinoengine.utils import logger as logger_module
 from tests.evaluation.fakes import identity_features, make_loader
 
@@ -333,53 +327,3 @@ def test_a_query_may_be_anything_that_normalises() -> None:
     tiny = Features(queries.features * 1e-6, queries.labels)
     torch.testing.assert_close(F.normalize(tiny.features, dim=1), F.normalize(queries.features, dim=1))
     assert knn_accuracy(bank, tiny, [10])["top1_k10"] == knn_accuracy(bank, queries, [10])["top1_k10"]
-
-
-# --- classes of two datasets -------------------------------------------------------------------------------------
-
-
-def test_classes_meet_by_name_not_by_number(warnings_logged: pytest.LogCaptureFixture) -> None:
-    assert labels_by_name(["cat", "dog", "fox"], ["cat", "fox"]) == [0, 2, 1]
-    assert labels_by_name(["a", "b"], ["a", "b"]) == [0, 1]
-    assert warnings_logged.messages == []
-    assert labels_by_name(["b"], ["a", "b"]) == [1]
-    assert warnings_logged.messages == ["No training image has the class(es) a of the test set."]
-
-
-def test_no_class_in_common_is_an_error_with_both_lists() -> None:
-    with pytest.raises(
-        ValueError, match=r"classes cat, dog\) and the test set \(classes 0, 1\) have no class in common"
-    ):
-        labels_by_name(["cat", "dog"], ["0", "1"])
-
-
-def test_a_test_folder_that_lacks_a_class_is_judged_right(tmp_path: Path, tiny_cfg: CfgNode) -> None:
-    """Perfect features: every image is one grey value, the same in train and test for a class."""
-    for split, classes in {"train": ("cat", "dog", "fox"), "val": ("cat", "fox")}.items():
-        for name in classes:
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
-            for i in range(3):
-                grey = {"cat": 10, "dog": 120, "fox": 240}[name] + i
-                Image.fromarray(np.full((8, 8), grey, np.uint8)).save(folder / f"{i}.png")
-    tiny_cfg.merge_from_list(["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", (0.5,), "MODEL.PIXEL_STD", (0.5,)])
-    tiny_cfg.merge_from_list(["TEST.KNN.TRAIN", (f"folder:{tmp_path}/train",), "TEST.KNN.K", (3,)])
-    tiny_cfg.merge_from_list(["INPUT.TEST.RESIZE_PX", 8, "INPUT.TEST.CROP_SIZE_PX", (8,)])
-    val = f"folder:{tmp_path}/val"
-    evaluator = build_knn_evaluator(tiny_cfg, val, build_test_loader)
-    results = inference_on_dataset(BrightnessModel(), build_test_loader(tiny_cfg, val), evaluator)
-    assert results == {"knn": {"top1_k3": 100.0}}
-
-
-class BrightnessModel(torch.nn.Module):
-    """Direction of the feature = brightness."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(3.0))
-
-    def forward(self, images: Tensor) -> BackboneOutput:
-        angle = images.float().mean(dim=(1, 2, 3)) / 255 * self.scale
-        cls_token = torch.stack((angle.cos(), angle.sin()), dim=1)
-        empty = cls_token.new_zeros(len(images), 0, 2)
-        return BackboneOutput(cls_token=cls_token, register_tokens=empty, patch_tokens=empty, grid=(0, 0))

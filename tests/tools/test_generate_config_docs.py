@@ -23,12 +23,12 @@ def _keys(node: CfgNode, prefix: str = "") -> list[str]:
 
 
 def test_the_reference_is_up_to_date() -> None:
-    text = docs.render(docs.parse_defaults(docs.SOURCE.read_text(encoding="utf-8")))
+    text = docs.render(docs.read_entries())
     assert docs.TARGET.read_text(encoding="utf-8") == text, "run `make docs`"
 
 
 def test_every_key_is_documented_once() -> None:
-    entries = docs.parse_defaults(docs.SOURCE.read_text(encoding="utf-8"))
+    entries = docs.read_entries()
     assert sorted(key for entry in entries for key, _ in entry.keys) == sorted(_keys(get_cfg()))
     assert all(len(entry.comment) > 15 for entry in entries)
 

@@ -1,5 +1,6 @@
 from dinoengine.data.datasets.digits import Digits
+from dinoengine.data.datasets.fashion_mnist import FashionMNIST
 from dinoengine.data.datasets.image_folder import ImageFolder
 from dinoengine.data.datasets.synthetic import Synthetic
 
-__all__ = ["Digits", "ImageFolder", "Synthetic"]
+__all__ = ["Digits", "FashionMNIST", "ImageFolder", "Synthetic"]

@@ -1,0 +1,68 @@
+"""Prediction for one image."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dinoengine.config import CfgNode
+from dinoengine.data import CenterCropTransform
+from dinoengine.engine.defaults import DefaultTrainer
+from dinoengine.engine.setup import fit_config_to_weights, load_weights_for_evaluation
+from dinoengine.evaluation import inference_context
+from dinoengine.structures import BackboneOutput
+
+
+class DefaultPredictor:
+    """One image in, features out.
+
+    predictor = DefaultPredictor(cfg)           # MODEL.WEIGHTS, MODEL.DEVICE, INPUT.TEST
+    cls_token = predictor("cat.jpg").cls_token  # [1, D]
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: e.g. the config.yaml of a run, with MODEL.WEIGHTS set.
+
+        Raises:
+            ConfigError: if MODEL.WEIGHTS is empty.
+        """
+        cfg = cfg.clone()
+        cfg.defrost()
+        if cfg.MODEL.DEVICE == "auto":
+            cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        fit_config_to_weights(cfg)
+        model = DefaultTrainer.build_model(cfg)
+        load_weights_for_evaluation(cfg, model, resume=False)
+        self.model: nn.Module = model.feature_model()  # type: ignore[operator]
+        crop = cfg.INPUT.TEST.CROP_SIZE_PX
+        self.transform = CenterCropTransform(cfg.INPUT.FORMAT, cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
+
+    def __call__(self, image: Any) -> BackboneOutput:
+        """
+        Args:
+            image: a path, a PIL image, or a uint8 array [H, W] or [H, W, C] in RGB order.
+
+        Returns:
+            Tokens for a batch of one, on the model's device.
+
+        Raises:
+            TypeError: for an array of another type.
+        """
+        from PIL import Image
+
+        if isinstance(image, (str, os.PathLike)):
+            image = Image.open(image)
+        elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise TypeError(f"An image array must be uint8 (0..255), got {image.dtype}; scale and round it first.")
+            image = Image.fromarray(image)
+        device = next(self.model.parameters()).device
+        with inference_context(self.model):
+            output: BackboneOutput = self.model(self.transform(image)[None].to(device))
+        return output

@@ -1,0 +1,137 @@
+"""A labelled training set beside a test set: whether they fit together, and which label means what.
+
+Every evaluator that learns from one labelled set and answers for another goes through ``match_label_sets``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dinoengine.config import CfgNode
+from dinoengine.data import ImageDataset
+from dinoengine.evaluation.build import LoaderFactory
+from dinoengine.utils.logger import log_first_n
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """
+    Attributes:
+        train_strings: the training set.
+        train_loader: ImageBatch of this rank's part of it, evaluation crops.
+        train_labels: [labels of the training set]: the label of the test set for the same class name. Classes that the
+            test set lacks have numbers above its own.
+        class_names: by label of the test set, those classes included; so labels are 0..len-1 in both sets.
+    """
+
+    train_strings: tuple[str, ...]
+    train_loader: Any
+    train_labels: list[int]
+    class_names: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def match_label_sets(
+    cfg: CfgNode, evaluator: str, train: Sequence[str], test: str, make_loader: LoaderFactory
+) -> LabelSets:
+    """The training set of an evaluator, its classes matched by name with those of the test set.
+
+    Warns of images that are in both sets and of classes with a single training image.
+
+    Args:
+        evaluator: its name in TEST.EVALUATORS, for messages.
+        train: dataset strings; empty: DATASETS.TRAIN.
+        test: a dataset string.
+
+    Raises:
+        ValueError: if either has no labels, or they share no class; better now than after the training.
+    """
+    strings = tuple(train or cfg.DATASETS.TRAIN)
+    if not strings:
+        raise ValueError(no_labels(evaluator, "its training set (none is named)"))
+    train_loader = make_loader(cfg, strings)
+    train_set, test_set = train_loader.dataset.dataset, make_loader(cfg, test).dataset.dataset
+    train_names = class_names(train_set, evaluator, f"its training set {list(strings)}")
+    test_names = class_names(test_set, evaluator, f"the test set {test!r}")
+    train_labels = labels_by_name(train_names, test_names)
+    extra = [name for name in train_names if name not in set(test_names)]  # in the order labels_by_name numbers them
+    _warn_of_shared_images(train_set, test_set, test)
+    _warn_of_single_images(train_set, train_names)
+    return LabelSets(strings, train_loader, train_labels, [*test_names, *extra])
+
+
+def no_labels(evaluator: str, which: str) -> str:
+    """The message for a set without labels; ``which`` says which."""
+    own = {"knn": "TEST.KNN.TRAIN"}.get(evaluator, f"TEST.{evaluator.upper()}.TRAIN")
+    return (
+        f"The evaluator {evaluator!r} needs labels, and {which} has none. Give labelled datasets in DATASETS.TEST and "
+        f"{own} (if that is empty, DATASETS.TRAIN), e.g. a folder with one sub-folder per class; or take {evaluator!r} "
+        "out of TEST.EVALUATORS."
+    )
+
+
+def class_names(dataset: ImageDataset, evaluator: str, which: str) -> list[str]:
+    """The class names of a dataset; ``which`` says what it is if there are none (ValueError)."""
+    if dataset.class_names is None:
+        raise ValueError(no_labels(evaluator, which))
+    return dataset.class_names
+
+
+def labels_by_name(train_names: Sequence[str], test_names: Sequence[str]) -> list[int]:
+    """The label each class of the training set has in the test set; classes unknown there get numbers above its own.
+
+    Labels count the classes of their own dataset, so a folder that lacks a class numbers the others differently.
+
+    Raises:
+        ValueError: if they have no class in common.
+    """
+    index = {name: i for i, name in enumerate(test_names)}
+    if not index.keys() & set(train_names):
+        raise ValueError(
+            f"The training set (classes {_some(train_names)}) and the test set (classes {_some(test_names)}) have no "
+            "class in common, so no answer could be right. Their first-level folders must have the same names."
+        )
+    if only_in_test := sorted(index.keys() - set(train_names)):
+        logger.warning("No training image has the class(es) %s of the test set.", _some(only_in_test))
+    return [index.setdefault(name, len(index)) for name in train_names]
+
+
+def shared_images(first: ImageDataset, second: ImageDataset) -> list[str]:
+    """What both datasets hold under the same name (path, or dataset and index)."""
+    names = {first.describe(i) for i in range(len(first))}
+    return [name for i in range(len(second)) if (name := second.describe(i)) in names]
+
+
+def _warn_of_shared_images(train_set: ImageDataset, test_set: ImageDataset, test: str) -> None:
+    if shared := shared_images(train_set, test_set):
+        log_first_n(
+            logging.WARNING,
+            f"{len(shared)} of {len(test_set)} images of the test set {test!r} are in the training set as well, e.g. "
+            f"{shared[0]}: results are better than they would be on new images.",
+            name=__name__,
+        )
+
+
+def _warn_of_single_images(train_set: ImageDataset, names: Sequence[str]) -> None:
+    labels = np.array([train_set.label(i) for i in range(len(train_set))], dtype=np.int64)
+    counts = np.bincount(labels, minlength=len(names))
+    if single := [name for name, count in zip(names, counts, strict=True) if count == 1]:
+        log_first_n(
+            logging.WARNING,
+            f"{len(single)} class(es) have a single training image: {_some(single)}.",
+            name=__name__,
+        )
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

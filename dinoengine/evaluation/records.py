@@ -1,0 +1,109 @@
+"""Results as files that say what they are results of, so that two are comparable or visibly not."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import dinoengine
+from dinoengine.config import CfgNode
+from dinoengine.utils.file_io import atomic_write
+
+FOLDER = "eval"
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of names, shapes, types and values of a model's state: the same weights from any file give the same."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def make_record(
+    cfg: CfgNode,
+    dataset: str,
+    *,
+    model: nn.Module,
+    num_images: int,
+    protocol: Mapping[str, Any],
+    results: Mapping[str, Any],
+    iteration: int | None = None,
+) -> dict[str, Any]:
+    """What is kept of one evaluation; JSON-serialisable.
+
+    Args:
+        model: what was evaluated, images -> features.
+        num_images: of the dataset, over all processes.
+        protocol: ``DatasetEvaluator.protocol()``.
+        iteration: of the training that is running, numbered as in metrics.json; None: the weights came from MODEL.WEIGHTS.
+    """
+    test = cfg.INPUT.TEST
+    return {
+        "dataset": dataset,
+        "num_images": num_images,
+        "results": results,
+        "protocol": protocol,
+        "preprocessing": {
+            "format": cfg.INPUT.FORMAT,
+            "resize_px": test.RESIZE_PX,
+            "crop_size_px": list(test.CROP_SIZE_PX),
+            "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": list(cfg.MODEL.PIXEL_STD),
+        },
+        "weights": {
+            "sha256": weights_sha256(model),
+            "file": cfg.MODEL.WEIGHTS if iteration is None else "",
+            "iteration": iteration,
+        },
+        "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def save_record(record: Mapping[str, Any], output_dir: str) -> str:
+    """Write ``output_dir/eval/<iteration or weights>-<dataset>.json``; returns its path.
+
+    The same weights on the same dataset by another protocol get a file of their own.
+    """
+    weights = record["weights"]
+    iteration = weights["iteration"]
+    which = f"weights_{weights['sha256'][:8]}" if iteration is None else f"iter_{iteration:07d}"
+    dataset = re.sub(r"[^A-Za-z0-9._=-]+", "_", record["dataset"]).strip("_")[-80:]
+    way = hashlib.sha256(json.dumps([record["protocol"], record["preprocessing"]], sort_keys=True).encode())
+    folder = os.path.join(output_dir, FOLDER)
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, f"{which}-{dataset}-{way.hexdigest()[:4]}.json")
+    with atomic_write(path, "w") as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+    return path
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Why two records are not comparable, one line each; empty if they are."""
+    found: list[str] = []
+    for part in ("dataset", "num_images", "protocol", "preprocessing"):
+        one, other = _flat(first[part], part), _flat(second[part], part)
+        found += [
+            f"{key}: {one.get(key, 'none')} and {other.get(key, 'none')}"
+            for key in sorted(one.keys() | other.keys())
+            if one.get(key) != other.get(key)
+        ]
+    return found
+
+
+def _flat(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {key: leaf for inner, part in value.items() for key, leaf in _flat(part, f"{name}.{inner}").items()}
