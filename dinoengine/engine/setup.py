@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError
-from dinoengine.checkpoint.adopt import fit_config, hints_of_config
+from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_same_backbone, say_assumed_heads
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.config import CfgNode, ConfigError, get_cfg, read_cfg, validate
 from dinoengine.data import DataError
@@ -133,7 +133,10 @@ def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False) -> None:
             if weights.spec.embed_dim != VisionTransformer.from_config(cfg)["embed_dim"]:
                 # Another model than the config's: its number of heads says nothing about the file.
                 weights = read_weights(cfg.MODEL.WEIGHTS, hints=replace(hints, num_heads=None))
-            fit_config(cfg, weights, cfg.MODEL.WEIGHTS, strict=cfg.MODEL.WEIGHTS_STRICT)
+            fit_config(cfg, weights, cfg.MODEL.WEIGHTS)
+            say_assumed_heads(weights, cfg.MODEL.WEIGHTS)
+            if cfg.MODEL.WEIGHTS_STRICT:
+                require_same_backbone(cfg, weights, cfg.MODEL.WEIGHTS)
 
 
 def resolve_device(device: str, num_gpus: int | None) -> tuple[str, int]:

@@ -10,7 +10,8 @@ import torch
 from dinoengine.checkpoint import CheckpointError
 from dinoengine.checkpoint.classifier import convert_to_classifier
 from dinoengine.checkpoint.convert import save_weights
-from dinoengine.checkpoint.linear_head import HeadShape, export_linear_head, head_shape, read_linear_head
+from dinoengine.checkpoint.heads import HeadShape, head_shape
+from dinoengine.checkpoint.linear_head import export_linear_head, read_linear_head
 from tests.checkpoint.models import SMALL, random_weights
 
 
