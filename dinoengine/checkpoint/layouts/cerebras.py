@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import (
     Hints,
     Layout,
@@ -19,7 +20,7 @@ from dinoengine.checkpoint.layouts.layout import (
     strip_prefix,
 )
 from dinoengine.checkpoint.layouts.meta import published_interpolation
-from dinoengine.checkpoint.weights import Weights, make_weights
+from dinoengine.checkpoint.weights import Weights
 
 _TRUNKS = {"backbone": "image_model_trunks.model.0.", "student.backbone": "image_model_trunks.model.1."}
 _HEADS = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import Hints, Layout, is_state_dict, strip_prefix
 from dinoengine.checkpoint.layouts.meta import published_interpolation
-from dinoengine.checkpoint.weights import Weights, make_weights
+from dinoengine.checkpoint.weights import Weights
 
 # What a file keeps its state dict in; the teacher's comes first where there are both.
 _WRAPPERS = ("teacher", "state_dict", "student")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import Hints, Layout, Rule, rename_to_ours, rename_to_theirs, strip_prefix
-from dinoengine.checkpoint.weights import BackboneSpec, Weights, make_weights
+from dinoengine.checkpoint.weights import BackboneSpec, Weights
 from dinoengine.modeling.layers.block import LAYER_NORM_EPS
 
 _LAYER = "encoder.layer.{i}."
@@ -54,14 +55,16 @@ class HuggingFace(Layout):
         unused = [prefix + name for name in unknown if not name.startswith("classifier.")]
         if prefix:
             unused += [n for n in content.data if not n.startswith((prefix, "classifier."))]
-        if backbone and "num_attention_heads" not in (content.config or {}) and hints.num_heads is None:
+        config = content.config or {}
+        num_heads = config.get("num_attention_heads")
+        num_heads = hints.num_heads if num_heads is None else num_heads
+        if backbone and num_heads is None:
             problem = (
                 "has no config.json beside it, which states the attention heads; copy it there, or"
                 if content.config is None
                 else "has a config.json that does not state its attention heads (num_attention_heads);"
             )
             raise CheckpointError(f"{content.path} {problem} give --num-heads.")
-        config = content.config or {}
         self._check(config, content.path)
         has_registers = "register_tokens" in backbone
         return make_weights(
@@ -70,7 +73,7 @@ class HuggingFace(Layout):
             parts,
             antialias=has_registers,
             offset=0.0,
-            num_heads=config.get("num_attention_heads", hints.num_heads),
+            num_heads=num_heads,
             table_grid=_grid(config, content.path) or hints.table_grid,
             optional=("mask_token",) if config.get("use_mask_token") is False else (),
             unused=unused,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import Hints, Layout, add_prefix, is_state_dict, strip_prefix
-from dinoengine.checkpoint.weights import Weights, make_weights
+from dinoengine.checkpoint.weights import Weights
 
 HEADS = ("dino_head", "ibot_head")
 

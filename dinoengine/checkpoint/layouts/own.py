@@ -7,15 +7,10 @@ from typing import Any
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict, short_list
 from dinoengine.checkpoint.heads import head_arguments, head_shape
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import Hints, Layout, is_state_dict
 from dinoengine.checkpoint.layouts.meta import published_interpolation
-from dinoengine.checkpoint.weights import (
-    CLASSIFIER_PARTS,
-    SELF_DISTILLATION_PARTS,
-    BackboneSpec,
-    Weights,
-    make_weights,
-)
+from dinoengine.checkpoint.weights import CLASSIFIER_PARTS, SELF_DISTILLATION_PARTS, BackboneSpec, Weights
 from dinoengine.config import CfgNode, ConfigError, cfg_from_text, get_cfg
 from dinoengine.modeling.backbone.vit import VisionTransformer
 
@@ -48,7 +43,7 @@ class Own(Layout):
         if isinstance(text, str):
             try:
                 facts = _facts_of_config(text)
-            except (ConfigError, ValueError) as error:
+            except (ConfigError, LookupError, ArithmeticError) as error:
                 problem = f"its config cannot be read by this version ({' '.join(str(error).split())})"
         if facts is None:
             facts = _facts_without_config(content.path, parts, hints, problem)
@@ -97,7 +92,7 @@ def _facts_of_config(text: str) -> dict[str, Any]:
     """What the shapes do not say.
 
     Raises:
-        ConfigError, ValueError: if the text is no config of this version.
+        ConfigError, LookupError, ArithmeticError: if the text is no config of this version, or no valid one.
     """
     arguments = VisionTransformer.from_config(cfg_from_text(text))
     patch = arguments["patch_size"]

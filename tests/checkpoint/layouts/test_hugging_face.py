@@ -52,7 +52,8 @@ def test_a_config_without_heads_leaves_them_to_the_user(tmp_path: Path) -> None:
     save_weights(random_weights(), str(tmp_path / "hf"), "huggingface")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     del config["num_attention_heads"]
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"does not state its attention heads.*--num-heads"):
-        read_weights(str(tmp_path / "hf"))
+    for without in (config | {"num_attention_heads": None}, config):
+        (tmp_path / "hf" / "config.json").write_text(json.dumps(without))
+        with pytest.raises(CheckpointError, match=r"does not state its attention heads.*--num-heads"):
+            read_weights(str(tmp_path / "hf"))
     assert read_weights(str(tmp_path / "hf"), hints=Hints(num_heads=2)).spec.num_heads == 2

@@ -39,7 +39,9 @@ def test_without_a_config_the_heads_must_be_told(tmp_path: Path) -> None:
 
 def test_a_config_of_another_version_is_no_obstacle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = read_checkpoint(_save(tmp_path / "x.pth", random_weights(FOUR_HEADS)))["config"]
-    for wrong in (f"{text}\nOLD_KEY: 3\n", "MODEL: [", "a line", "MODEL: {VIT: {DEPTH: many}}"):
+    old = (f"{text}\nOLD_KEY: 3\n", "MODEL: [", "a line", "MODEL: {VIT: {DEPTH: many}}")
+    wrong_values = ("MODEL: {VIT: {PATCH_SIZE_PX: 0}}", "MODEL: {VIT: {SIZE: vast}}")
+    for wrong in (*old, *wrong_values):
         path = _save(tmp_path / "old.pth", random_weights(FOUR_HEADS), config=wrong, config_origin=None)
         with pytest.raises(CheckpointError, match=r"old\.pth.*--num-heads"):
             read_weights(path)
