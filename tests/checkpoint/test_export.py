@@ -16,6 +16,7 @@ from dinoengine.checkpoint.convert import save_weights
 from dinoengine.checkpoint.export import EXPORTERS, Exporter, Outputs, export_backbone
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.weights import BackboneSpec
+from dinoengine.config import get_cfg
 from tests.checkpoint.models import SMALL, WITH_REGISTERS, random_weights
 from tests.tools.tools import load_tool
 
@@ -23,7 +24,9 @@ ONE_BLOCK = replace(WITH_REGISTERS, depth=1)
 
 
 def _save(path: Path, spec: BackboneSpec = ONE_BLOCK, layout: str = "dinoengine") -> str:
-    save_weights(random_weights(spec, layout), str(path), layout)
+    """A converted file; with a run's config in it if the layout is ours."""
+    config = str(get_cfg().dump()) if layout == "dinoengine" else None
+    save_weights(replace(random_weights(spec, layout), config=config), str(path), layout)
     return str(path)
 
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from dinoengine.checkpoint import CheckpointError
-from dinoengine.checkpoint.convert import save_weights
+from dinoengine.checkpoint.convert import write_content
 from dinoengine.checkpoint.layouts import Hints, read_weights
+from dinoengine.checkpoint.layouts.hugging_face import HuggingFace
 from tests.checkpoint.models import SMALL, random_weights
 
 
@@ -34,7 +35,7 @@ from tests.checkpoint.models import SMALL, random_weights
     ],
 )
 def test_a_value_that_cannot_be_names_itself(key: str, value: Any, tmp_path: Path) -> None:
-    save_weights(random_weights(), str(tmp_path / "hf"), "huggingface")
+    write_content(HuggingFace().write(random_weights())[0], str(tmp_path / "hf"))
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(CheckpointError, match=r"hf.*(image_size|patch_size|attention heads)"):
@@ -42,14 +43,14 @@ def test_a_value_that_cannot_be_names_itself(key: str, value: Any, tmp_path: Pat
 
 
 def test_the_older_weight_file_finds_its_config(tmp_path: Path) -> None:
-    save_weights(random_weights(), str(tmp_path), "huggingface", overwrite=True)
-    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    assert read_weights(str(tmp_path / "pytorch_model.bin")).spec.num_heads == SMALL.num_heads
+    write_content(HuggingFace().write(random_weights())[0], str(tmp_path / "hf"))
+    torch.save(load_file(tmp_path / "hf" / "model.safetensors"), tmp_path / "hf" / "pytorch_model.bin")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    assert read_weights(str(tmp_path / "hf" / "pytorch_model.bin")).spec.num_heads == SMALL.num_heads
 
 
 def test_a_config_without_heads_leaves_them_to_the_user(tmp_path: Path) -> None:
-    save_weights(random_weights(), str(tmp_path / "hf"), "huggingface")
+    write_content(HuggingFace().write(random_weights())[0], str(tmp_path / "hf"))
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     del config["num_attention_heads"]
     for without in (config | {"num_attention_heads": None}, config):
