@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 import torch
 from tabulate import tabulate
@@ -17,6 +16,7 @@ from dinoengine.modeling import build_model
 from dinoengine.solver import scaled_lr
 from dinoengine.solver.report import layer_table, schedule_values, schedule_warnings, turning_points
 from dinoengine.solver.schedule_plot import plot_schedules
+from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = """
 Print what the optimizer of a config will do: the factors of learning rate and weight decay of every layer, the values of
@@ -120,4 +120,4 @@ def draw(cfg: CfgNode, model: nn.Module, path: str, config_file: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

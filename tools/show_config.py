@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from tabulate import tabulate
 
@@ -14,6 +13,7 @@ from dinoengine.data import build_test_loader, build_train_loader, describe_batc
 from dinoengine.engine import exit_on_user_error
 from dinoengine.engine.setup import config_changes
 from dinoengine.structures import ImageBatch, SSLBatch
+from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = """
 Print the config that a file (with the files it names under _BASE_) and overrides make together, as YAML that loads
@@ -97,4 +97,4 @@ def _print_table(batch: SSLBatch | ImageBatch) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -301,6 +301,8 @@ def exit_on_user_error(*errors: type[Exception]) -> Iterator[None]:
     expected = errors or (ValueError, KeyError, OSError, DataError)
     try:
         yield
+    except BrokenPipeError:  # an OSError that no user made: see utils.console
+        raise
     except expected as error:
         logging.getLogger("dinoengine").debug("Stopped by an error", exc_info=True)
         rank = process_rank()
