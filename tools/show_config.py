@@ -12,6 +12,7 @@ from dinoengine.config.show import annotated_yaml
 from dinoengine.data import build_test_loader, build_train_loader, describe_batch
 from dinoengine.engine import exit_on_user_error
 from dinoengine.engine.setup import config_changes
+from dinoengine.solver import scale_config_to_world_size
 from dinoengine.structures import ImageBatch, SSLBatch
 from dinoengine.utils.console import run_tool
 
@@ -70,6 +71,7 @@ def print_inputs(cfg: CfgNode, num_processes: int) -> None:
     """Load the first batch of process 0 for training, and of the first test dataset for evaluation, and print both."""
     if num_processes < 1:
         raise ValueError(f"--num-gpus must be 1 or more with --inputs, got {num_processes}.")
+    cfg = scale_config_to_world_size(cfg, num_processes)
     validate(cfg, num_processes)
     cfg = cfg.clone()
     # One batch is loaded here, on the CPU; a seed that is still to be drawn (-1) does not change shapes.
