@@ -17,6 +17,7 @@ from dinoengine.checkpoint.arguments import layout_table, reading_options, weigh
 from dinoengine.checkpoint.convert import convert
 from dinoengine.checkpoint.layouts import LAYOUTS
 from dinoengine.engine import exit_on_user_error
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 
@@ -37,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

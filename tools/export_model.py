@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from dinoengine.checkpoint.arguments import add_img_size, layout_table, reading_options, weight_arguments
 from dinoengine.checkpoint.export import EXPORTERS, export_backbone
 from dinoengine.engine import exit_on_user_error
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 _DESCRIPTION = """
@@ -62,4 +62,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)
