@@ -23,6 +23,7 @@ from dinoengine.checkpoint.arguments import (
 from dinoengine.checkpoint.convert import convert
 from dinoengine.checkpoint.layouts import LAYOUTS
 from dinoengine.engine import exit_on_user_error
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 
@@ -50,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -23,7 +23,6 @@ written. At the end the classifier's logits are compared with the head on featur
 from __future__ import annotations
 
 import argparse
-import sys
 
 from dinoengine.checkpoint.arguments import (
     reading_arguments,
@@ -35,6 +34,7 @@ from dinoengine.checkpoint.classifier import convert_to_classifier
 from dinoengine.checkpoint.classifier_config import RECIPES
 from dinoengine.checkpoint.linear_head import export_linear_head
 from dinoengine.engine import exit_on_user_error
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 
@@ -98,4 +98,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from dinoengine.checkpoint.arguments import (
     add_img_size,
@@ -16,6 +15,7 @@ from dinoengine.checkpoint.arguments import (
 )
 from dinoengine.checkpoint.export import EXPORTERS, export_backbone
 from dinoengine.engine import exit_on_user_error
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 _DESCRIPTION = """
@@ -70,4 +70,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

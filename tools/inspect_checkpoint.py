@@ -8,6 +8,7 @@ import sys
 
 from dinoengine.checkpoint.arguments import layout_table, reading_arguments, reading_options
 from dinoengine.checkpoint.summary import Summary, render, summarize
+from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = """
 Show what is in weight files: layout, architecture, patch, registers, image size, heads, centres, student, iteration,
@@ -56,4 +57,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

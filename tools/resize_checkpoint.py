@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from dinoengine.checkpoint.arguments import (
     add_img_size,
@@ -17,6 +16,7 @@ from dinoengine.checkpoint.arguments import (
 from dinoengine.checkpoint.layouts import LAYOUTS
 from dinoengine.checkpoint.resize import Target, resize_checkpoint
 from dinoengine.engine import exit_on_user_error
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 _DESCRIPTION = """
@@ -86,4 +86,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

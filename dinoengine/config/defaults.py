@@ -329,8 +329,7 @@ _C.LOG.PROGRESS_BAR = True
 _C.LOG.PROFILE_START_ITER = 0
 _C.LOG.PROFILE_END_ITER = 0
 
-# The keys under TEST.
-_C.update(evaluation_defaults.get_cfg())
+_C.update(evaluation_defaults.get_cfg())  # the keys under TEST
 
 
 def get_cfg() -> CN:

@@ -48,9 +48,9 @@ def train_or_evaluate(
         cfg = default_setup(cfg, args)
         if args.eval_only:
             model = trainer_class.build_model(cfg)
-            load_weights_for_evaluation(cfg, model, resume=args.resume)
+            weights = load_weights_for_evaluation(cfg, model, resume=args.resume)
             results = trainer_class.test(cfg, model)
-            trainer_class.report(cfg, results)
+            trainer_class.report(cfg, results, weights)
             trainer_class.check_expected_results(cfg, results)
             return results
         trainer = trainer_class(cfg)

@@ -176,8 +176,12 @@ class DefaultTrainer(SimpleTrainer):
         return self.last_results
 
     @classmethod
-    def report(cls, cfg: CfgNode, results: dict[str, Any]) -> Any:
-        """Show what ``test`` returned beside something to compare it with. Override; it has logged the results."""
+    def report(cls, cfg: CfgNode, results: dict[str, Any], weights: str = "") -> Any:
+        """Show what ``test`` returned beside something to compare it with. Override; it has logged the results.
+
+        Args:
+            weights: the file that --eval-only evaluated; empty: the model of this run.
+        """
 
     def report_results(self) -> None:
         """Called once with ``last_results`` set, before they are checked. Override to show or keep them."""

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class SSLTrainer(ReportingTrainer):
     """DefaultTrainer plus the EMA teacher, its temperature, and the final results table."""
 
-    result_name = "trained teacher"
+    model_name = "teacher"
 
     def build_hooks(self) -> list[HookBase | None]:
         schedules = build_teacher_schedules(self.cfg)

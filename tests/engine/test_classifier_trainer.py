@@ -58,7 +58,7 @@ def test_a_run_resumes_to_the_bit_and_is_evaluated(mode: list[Any], tmp_path: Pa
     assert evaluated == straight
     saved = json.loads((tmp_path / "a" / "results.json").read_text())
     assert saved["tables"] == {
-        TINY["DATASETS.TEST"]: {"classifier": {"classification/top1": straight["classification"]["top1"]}}
+        TINY["DATASETS.TEST"]: {"trained classifier": {"classification/top1": straight["classification"]["top1"]}}
     }
     assert run_command(None, _words(tmp_path / "a", *words, "--resume")) == straight  # nothing left to train
 
