@@ -33,10 +33,7 @@ TESTED_ELSEWHERE = {
     },
     **{
         f"checkpoint/{name}.py": "checkpoint/test_convert.py"
-        for name in (
-            "parity",
-            *(f"layouts/{n}" for n in ("known", "layout", "meta", "dino", "hugging_face", "timm", "cerebras", "own")),
-        )
+        for name in (*(f"layouts/{n}" for n in ("known", "layout", "timm")),)
     },
     "engine/reporting.py": "engine/test_ssl_trainer.py",
     "modeling/meta_arch/feature_model.py": "modeling/meta_arch/test_student_teacher.py",

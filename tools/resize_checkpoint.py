@@ -5,7 +5,14 @@ from __future__ import annotations
 
 import argparse
 
-from dinoengine.checkpoint.arguments import add_img_size, layout_table, reading_options, weight_arguments
+from dinoengine.checkpoint.arguments import (
+    add_img_size,
+    layout_table,
+    reading_arguments,
+    reading_options,
+    writing_arguments,
+    writing_options,
+)
 from dinoengine.checkpoint.layouts import LAYOUTS
 from dinoengine.checkpoint.resize import Target, resize_checkpoint
 from dinoengine.engine import exit_on_user_error
@@ -46,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog=f"{_EPILOG}\n{layout_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        parents=[weight_arguments()],
+        parents=[reading_arguments(), writing_arguments()],
     )
     parser.add_argument("input", metavar="IN")
     parser.add_argument("output", metavar="OUT", help="a file, for huggingface a folder")
@@ -73,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             ),
             to=args.to,
             **reading_options(args),
+            **writing_options(args),
         )
     return 0
 

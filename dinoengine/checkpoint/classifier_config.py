@@ -6,14 +6,13 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from dinoengine.checkpoint.linear_head import HeadShape
+from dinoengine.checkpoint.heads import HeadShape
 from dinoengine.checkpoint.weights import BackboneSpec
 from dinoengine.config import CfgNode, get_cfg, key_origins, validate
 from dinoengine.config.config import flatten, unflatten
 
 _PUBLISHED_CROP_PX = 224
 _PUBLISHED_RESIZE_PX = 256
-_LAYER_SCALE_INIT = 1e-5  # any value that is not 0: the weights bring their own
 
 _SHARED = {
     "SOLVER.IMS_PER_BATCH": 1024,
@@ -101,7 +100,7 @@ def classifier_config(
     """
     values: dict[str, Any] = {"MODEL.META_ARCHITECTURE": "ImageClassifier", "MODEL.WEIGHTS": weights_path}
     values |= _input_values(spec, source_cfg)
-    values |= {"MODEL.VIT.LAYER_SCALE_INIT": _LAYER_SCALE_INIT, **spec.config_options()}
+    values |= spec.config_options()
     values |= {f"MODEL.CLASSIFIER.{name.upper()}": value for name, value in head._asdict().items()}
     values |= RECIPES[mode]
     values |= {"DATASETS.TRAIN": tuple(train), "DATASETS.TEST": tuple(test), "TEST.EVALUATORS": ("classification",)}

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 from dinoengine.config import evaluation_defaults
 from dinoengine.config.config import CfgNode as CN
+from dinoengine.config.config import ConfigError
 
 _C = CN()
 
@@ -344,7 +347,17 @@ def read_cfg(config_file: str = "", opts: Sequence[Any] = ()) -> CN:
 
 
 def cfg_from_text(text: str) -> CN:
-    """The whole config that ``dump()`` wrote as ``text``."""
+    """The whole config that ``dump()`` wrote as ``text``.
+
+    Raises:
+        ConfigError: if it is no YAML of keys, or one of another version.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("Config", [f"not valid YAML: {error}"]) from None
+    if not isinstance(values, dict):
+        raise ConfigError("Config", [f"holds a {type(values).__name__}; expected keys with values."])
     cfg = get_cfg()
-    cfg.merge_from_other_cfg(CN.load_cfg(text))
+    cfg.merge_from_other_cfg(CN(values))
     return cfg

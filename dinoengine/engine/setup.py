@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError
-from dinoengine.checkpoint.adopt import fit_config, hints_of_config
+from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_same_backbone, say_assumed_heads
 from dinoengine.checkpoint.files import read_content
 from dinoengine.checkpoint.layouts import read_weights
+from dinoengine.checkpoint.weights import Weights
 from dinoengine.config import CfgNode, ConfigError, get_cfg, read_cfg, validate
 from dinoengine.data import DataError
 from dinoengine.engine.launch import under_torchrun
@@ -130,14 +131,24 @@ def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False) -> None:
     elif cfg.MODEL.WEIGHTS:
         setup_logger(distributed_rank=process_rank())
         try:
-            hints = hints_of_config(cfg)
-            weights = read_weights(cfg.MODEL.WEIGHTS, hints=hints)
-            if weights.spec.embed_dim != VisionTransformer.from_config(cfg)["embed_dim"]:
-                # Another model than the config's: its number of heads says nothing about the file.
-                weights = read_weights(cfg.MODEL.WEIGHTS, hints=replace(hints, num_heads=None))
-            fit_config(cfg, weights, cfg.MODEL.WEIGHTS, strict=cfg.MODEL.WEIGHTS_STRICT)
+            weights = _read_as_configured(cfg)
+            fit_config(cfg, weights, cfg.MODEL.WEIGHTS)
+            say_assumed_heads(weights, cfg.MODEL.WEIGHTS)
+            if cfg.MODEL.WEIGHTS_STRICT:
+                require_same_backbone(cfg, weights, cfg.MODEL.WEIGHTS)
         except (CheckpointError, OSError):
             read_content(cfg.MODEL.WEIGHTS)
+
+
+def _read_as_configured(cfg: CfgNode) -> Weights:
+    """MODEL.WEIGHTS; what the file does not say is taken from the config, if that is of the same model."""
+    hints = hints_of_config(cfg)
+    with contextlib.suppress(CheckpointError):
+        weights = read_weights(cfg.MODEL.WEIGHTS, hints=hints)
+        if weights.spec.embed_dim == VisionTransformer.from_config(cfg)["embed_dim"]:
+            return weights
+    # Another model than the config's: its number of heads says nothing about the file.
+    return read_weights(cfg.MODEL.WEIGHTS, hints=replace(hints, num_heads=None))
 
 
 def resolve_device(device: str, num_gpus: int | None) -> tuple[str, int]:
