@@ -34,7 +34,7 @@ def read_record(path: str) -> dict[str, Any]:
         raise ValueError(
             f"{path} is no record of an evaluation: it lacks {', '.join(missing)}. Records are in OUTPUT_DIR/eval."
         )
-    return record  # type: ignore[no-any-return]
+    return record
 
 
 def group_comparable(records: Mapping[str, Record]) -> list[dict[str, Record]]:

@@ -105,7 +105,12 @@ def test_the_best_value_survives_a_resume_and_does_not_move_the_pointer(tmp_path
     assert _best(tmp_path, [5, 6]) == [0, 1]
     assert _best(tmp_path, [5.5, 6, 7], start=2) == [4]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000099.pth"
-    assert json.loads((tmp_path / "model_best.json").read_text()) == {"metric": "knn/top1", "value": 7, "iteration": 4}
+    assert json.loads((tmp_path / "model_best.json").read_text()) == {
+        "metric": "knn/top1",
+        "mode": "max",
+        "value": 7,
+        "iteration": 4,
+    }
     assert torch.load(tmp_path / "model_best.pth")["iteration"] == 4
 
 
