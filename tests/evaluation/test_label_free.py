@@ -22,7 +22,9 @@ from tests.evaluation.fakes import LinearFeatures, identity_features, make_loade
 D = 16
 
 
-def _evaluate(features: Tensor, head: PrototypeHead | None = None, ranks: tuple[int, int] = (4, 50)) -> dict[str, float]:
+def _evaluate(
+    features: Tensor, head: PrototypeHead | None = None, ranks: tuple[int, int] = (4, 50)
+) -> dict[str, float]:
     model: LinearFeatures = identity_features(features.shape[1])
     model.prototype_head = head  # type: ignore[assignment]
     loader = make_loader(features, None, batch_size=7)

@@ -120,30 +120,31 @@ class CollapseGuard(HookBase):
             return ""
         folder = self.checkpointer.save_dir
         checkpoints = self._checkpoints(folder)
-        last = next((i for i in sorted(checkpoints, reverse=True) if self._is_healthy(i, checkpoints[i], kinds)), None)
-        if last is None:
+        healthy = ((i, path) for i, path in reversed(checkpoints) if self._is_healthy(i, path, kinds))
+        last, last_path = next(healthy, (-1, ""))
+        if not last_path:
             return (
                 "There is no checkpoint from before it (COLLAPSE_GUARD.ACTION rollback), so the files are left as they "
                 "are: change one of these keys and start anew in another OUTPUT_DIR."
             )
-        self.checkpointer.tag_last_checkpoint(os.path.basename(checkpoints[last]))
-        for path in (path for iteration, path in checkpoints.items() if iteration > last):
+        self.checkpointer.tag_last_checkpoint(os.path.basename(last_path))
+        for path in (path for iteration, path in checkpoints if iteration > last):
             os.replace(path, os.path.join(folder, os.path.basename(path).replace("model_", "collapsed_", 1)))
         return (
-            f"last_checkpoint is now {os.path.basename(checkpoints[last])}, the last one before it; those after it are "
+            f"last_checkpoint is now {os.path.basename(last_path)}, the last one before it; those after it are "
             "called collapsed_*.pth. With the same settings the run would collapse again from there, so it was ended. Go "
             "on with one of these keys changed:\n"
             f"  python tools/train_net.py --config-file {folder}/config.yaml --resume KEY VALUE"
         )
 
     @staticmethod
-    def _checkpoints(folder: str) -> dict[int, str]:
-        """Iteration -> path of all that a run can be resumed from."""
-        checkpoints = periodic_checkpoints(folder) if os.path.isdir(folder) else {}
+    def _checkpoints(folder: str) -> list[tuple[int, str]]:
+        """(iteration, path) of all that a run can be resumed from, oldest first."""
+        checkpoints = list(periodic_checkpoints(folder).items()) if os.path.isdir(folder) else []
         final = os.path.join(folder, "model_final.pth")
         if os.path.exists(final):
-            checkpoints.setdefault(int(read_checkpoint(final)["iteration"]), final)
-        return checkpoints
+            checkpoints.append((int(read_checkpoint(final)["iteration"]), final))
+        return sorted(checkpoints)
 
     def _is_healthy(self, iteration: int, path: str, kinds: list[str]) -> bool:
         """By what this run has seen, and by the metrics in the file itself, which may be older than this run."""
