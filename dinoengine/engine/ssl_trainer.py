@@ -75,4 +75,7 @@ class SSLTrainer(ReportingTrainer):
     def _untrained_results(cls, cfg: CfgNode) -> dict[str, Any]:
         """Results of the model exactly as training started from: build_model depends on the config alone."""
         logger.info("Evaluating the untrained backbone for comparison.")
-        return cls.test(cfg, cls.build_model(cfg))
+        untrained = cfg.clone()
+        untrained.defrost()
+        untrained.MODEL.WEIGHTS = ""  # else the record would say that these weights came from there
+        return cls.test(untrained, cls.build_model(untrained))

@@ -83,5 +83,5 @@ def _names(path: str, record: Record) -> tuple[str, str, str]:
     """(the folder of the run, what was evaluated, first digits of its hash)."""
     weights = record["weights"]
     run = os.path.dirname(os.path.dirname(path)) or "."
-    what = weights["file"] or "given" if weights["iteration"] is None else f"iteration {weights['iteration']}"
+    what = (weights["file"] or "no file") if weights["iteration"] is None else f"iteration {weights['iteration']}"
     return run, what, weights["sha256"][:8]

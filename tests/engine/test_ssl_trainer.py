@@ -140,7 +140,10 @@ def test_the_untrained_baseline_is_the_model_training_started_from(tiny_cfg: Cfg
     for (name, x), y in zip(trainer.bare_model.state_dict().items(), fresh.state_dict().values(), strict=True):
         assert torch.equal(x, y), name
     results = SSLTrainer.test(tiny_cfg, fresh)
+    tiny_cfg.MODEL.WEIGHTS = "trained.pth"
     assert SSLTrainer._untrained_results(tiny_cfg) == results
+    (record,) = Path(tiny_cfg.OUTPUT_DIR, "eval").glob("*.json")  # the same weights, so the same file
+    assert json.loads(record.read_text())["weights"]["file"] == ""
 
 
 def test_every_checkpoint_holds_only_data_and_the_teacher_of_its_iteration(tiny_cfg: CfgNode) -> None:

@@ -205,12 +205,13 @@ def _configure(cfg: CfgNode, **changes: Any) -> CfgNode:
 
 
 def test_a_run_that_collapses_for_real_ends_with_one_message(
-    tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str]
+    tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without centring (a centre that never moves) and with sharp targets all images get the same prototype."""
     _configure(tiny_cfg, **{"MODEL.LOSS.CENTER_MOMENTUM": 1.0, "MODEL.LOSS.KOLEO_WEIGHT": 0.0})
     _configure(tiny_cfg, **{"MODEL.TEACHER.WARMUP_TEMP": 0.02, "MODEL.TEACHER.TEMP": 0.02})
     _configure(tiny_cfg, **{"COLLAPSE_GUARD.ACTION": "stop", "COLLAPSE_GUARD.GRACE_ITERS": 3, "SOLVER.MAX_ITER": 40})
+    monkeypatch.setattr("dinoengine.engine.command.default_setup", lambda cfg, args: cfg)  # it takes seconds
     with pytest.raises(SystemExit) as caught:
         train_or_evaluate(tiny_cfg, default_argument_parser().parse_args([]))
     assert caught.value.code == 2
