@@ -35,6 +35,7 @@ TESTED_ELSEWHERE = {
         f"checkpoint/{name}.py": "checkpoint/test_convert.py"
         for name in (*(f"layouts/{n}" for n in ("known", "layout", "timm")),)
     },
+    "engine/hooks/collapse_symptoms.py": "engine/hooks/test_collapse.py",
     "engine/reporting.py": "engine/test_ssl_trainer.py",
     "modeling/meta_arch/feature_model.py": "modeling/meta_arch/test_student_teacher.py",
     "modeling/heads/build.py": "modeling/test_build.py",

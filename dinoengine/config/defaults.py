@@ -316,6 +316,20 @@ _C.SOLVER.AMP.ENABLED = False
 _C.SOLVER.AMP.PRECISION = "bf16"
 
 # ----------------------------------------------------------------------------------------------------------------
+# Collapse guard
+# ----------------------------------------------------------------------------------------------------------------
+_C.COLLAPSE_GUARD = CN()
+# What happens when features or targets have collapsed (docs/evaluation.md says how it is seen): "off", "warn" (say so
+# and go on), "stop" (checkpoint, exit code 2) or "rollback" (last_checkpoint becomes the last healthy one, exit code 2).
+# Changes results only by ending the run.
+_C.COLLAPSE_GUARD.ACTION = "warn"
+# Iterations at the start in which nothing counts, as untrained features look collapsed; -1: SOLVER.WARMUP_ITERS plus a
+# tenth of SOLVER.MAX_ITER.
+_C.COLLAPSE_GUARD.GRACE_ITERS = -1
+# Readings in a row that must show it: one reading each LOG.PERIOD iterations, of evaluations one each.
+_C.COLLAPSE_GUARD.PATIENCE = 5
+
+# ----------------------------------------------------------------------------------------------------------------
 # Logging
 # ----------------------------------------------------------------------------------------------------------------
 _C.LOG = CN()

@@ -10,8 +10,9 @@ from dinoengine.config.config import CfgNode as CN
 _C = CN()
 
 _C.TEST = CN()
-# Names in EVALUATOR_REGISTRY; each evaluates every dataset of DATASETS.TEST: "knn", and for a classifier "classification"
-# (top-1 and top-5 of its own head).
+# Names in EVALUATOR_REGISTRY; each evaluates every dataset of DATASETS.TEST: "knn", "label_free" (rank, spectrum and
+# spread of the features, use of the prototypes; needs no labels), and for a classifier "classification" (top-1 and top-5
+# of its own head).
 _C.TEST.EVALUATORS = ("knn",)
 # Iterations between evaluations; 0: only at the end. Does not change results.
 _C.TEST.EVAL_PERIOD = 0
@@ -26,8 +27,14 @@ _C.TEST.EXPECTED_RESULTS = ()
 # Features evaluated beside the teacher's, for orientation, after training and in --eval-only: any of "pixels"
 # (the evaluation crop itself, mean-centred) and "untrained" (the backbone as SEED initialises it).
 _C.TEST.BASELINES = ()
-# Metric that BestCheckpointer watches, e.g. "knn/top1_k20" (higher is better); empty: off.
+# Metric whose best value keeps its weights in model_best.pth: any that an evaluator reports, e.g. "knn/top1_k20" (with
+# several datasets their string in front, "digits:split=test/knn/top1_k20"); empty: off.
 _C.TEST.BEST_METRIC = ""
+# "max" (higher is better) or "min".
+_C.TEST.BEST_METRIC_MODE = "max"
+# Periodic evaluations without a better TEST.BEST_METRIC after which the run ends early, with a final checkpoint and its
+# results; 0: never. Changes results only by ending the run.
+_C.TEST.EARLY_STOPPING_PATIENCE = 0
 
 _C.TEST.KNN = CN()
 # Labelled datasets that the neighbours come from; empty: DATASETS.TRAIN.
@@ -38,6 +45,11 @@ _C.TEST.KNN.K = (10, 20, 100, 200)
 _C.TEST.KNN.TEMPERATURE = 0.07
 # Query rows compared with the bank at a time; bounds memory, does not change results.
 _C.TEST.KNN.CHUNK_SIZE = 1024
+
+_C.TEST.LABEL_FREE = CN()
+# First and last rank of the covariance's eigenvalues that the exponent alpha is fitted to; the largest has rank 1. Those
+# that do not exist, or that rounding hides, are left out.
+_C.TEST.LABEL_FREE.ALPHA_RANKS = (4, 50)
 
 # Recompute BatchNorm statistics before each evaluation (only for models that have BatchNorm).
 _C.TEST.PRECISE_BN = CN()

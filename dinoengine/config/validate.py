@@ -76,10 +76,13 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "SOLVER.CHECKPOINT_PERIOD": (0, float("inf"), True),
     "SOLVER.CHECKPOINT_MAX_TO_KEEP": (0, float("inf"), True),
     "TEST.EVAL_PERIOD": (0, float("inf"), True),
+    "TEST.EARLY_STOPPING_PATIENCE": (0, float("inf"), True),
     "TEST.IMS_PER_BATCH": (1, float("inf"), True),
     "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
     "TEST.KNN.CHUNK_SIZE": (1, float("inf"), True),
     "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
+    "COLLAPSE_GUARD.GRACE_ITERS": (-1, float("inf"), True),
+    "COLLAPSE_GUARD.PATIENCE": (1, float("inf"), True),
     "LOG.PROFILE_START_ITER": (0, float("inf"), True),
     "LOG.PROFILE_END_ITER": (0, float("inf"), True),
     "LOG.PERIOD": (1, 1000, True),
@@ -95,6 +98,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.FORMAT": ("RGB", "L"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
+    "COLLAPSE_GUARD.ACTION": ("off", "warn", "stop", "rollback"),
+    "TEST.BEST_METRIC_MODE": ("max", "min"),
 }
 
 
@@ -127,7 +132,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
     if training:
         problems += _check_batch(cfg, world_size)
     elif not cfg.DATASETS.TEST:
-        problems.append("DATASETS.TEST is empty, so there is nothing to evaluate on; name a labelled dataset.")
+        problems.append("DATASETS.TEST is empty, so there is nothing to evaluate on; name a dataset.")
     if problems:
         raise ConfigError("The config cannot be run", problems)
     return list(_warnings(cfg)) if training else []
@@ -289,6 +294,8 @@ def _check_training_data(cfg: CfgNode) -> Iterator[str]:
         yield "MODEL.WEIGHTS_WITH_OPTIMIZER needs a checkpoint in MODEL.WEIGHTS."
     if not cfg.DATASETS.TRAIN:
         yield 'DATASETS.TRAIN is empty; name your images, e.g. DATASETS.TRAIN "folder:/path/to/images".'
+    if cfg.COLLAPSE_GUARD.ACTION == "rollback" and not cfg.SOLVER.CHECKPOINT_PERIOD:
+        yield "COLLAPSE_GUARD.ACTION rollback needs checkpoints to go back to: set SOLVER.CHECKPOINT_PERIOD."
 
 
 def _check_classifier(cfg: CfgNode) -> Iterator[str]:
@@ -329,5 +336,12 @@ def _pretraining_warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.BACKBONE_FREEZE_ITERS >= SOLVER.MAX_ITER {total}: the backbone is never trained."
     if cfg.MODEL.TEACHER.MOMENTUM > cfg.MODEL.TEACHER.MOMENTUM_END:
         yield "MODEL.TEACHER.MOMENTUM is above MOMENTUM_END: the teacher would follow the student ever faster."
+    kept_iters = cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP * cfg.SOLVER.CHECKPOINT_PERIOD
+    until_noticed = (cfg.COLLAPSE_GUARD.PATIENCE + 1) * cfg.LOG.PERIOD
+    if cfg.COLLAPSE_GUARD.ACTION == "rollback" and 0 < kept_iters < until_noticed + cfg.SOLVER.CHECKPOINT_PERIOD:
+        yield (
+            f"COLLAPSE_GUARD.ACTION rollback: it takes up to {until_noticed} iterations to notice a collapse, and the "
+            f"SOLVER.CHECKPOINT_MAX_TO_KEEP {cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP} checkpoints kept may all be younger."
+        )
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and cfg.SOLVER.IMS_PER_BATCH == 1:
         yield "KoLeo needs at least two images to compare; with SOLVER.IMS_PER_BATCH 1 its loss is 0."

@@ -21,11 +21,11 @@ def evaluation_problems(cfg: CfgNode) -> Iterator[str]:
         if name not in ("pixels", "untrained"):
             yield f"TEST.BASELINES takes 'pixels' and 'untrained'; got {name!r}."
     if cfg.TEST.EVAL_PERIOD > 0 and not cfg.DATASETS.TEST:
-        yield "TEST.EVAL_PERIOD > 0 needs a labelled dataset in DATASETS.TEST."
+        yield "TEST.EVAL_PERIOD > 0 needs a dataset in DATASETS.TEST."
     if cfg.TEST.EVAL_AT_START and not cfg.DATASETS.TEST:
-        yield "TEST.EVAL_AT_START needs a labelled dataset in DATASETS.TEST."
+        yield "TEST.EVAL_AT_START needs a dataset in DATASETS.TEST."
     if cfg.TEST.EXPECTED_RESULTS and not cfg.DATASETS.TEST:
-        yield "TEST.EXPECTED_RESULTS needs a labelled dataset in DATASETS.TEST."
+        yield "TEST.EXPECTED_RESULTS needs a dataset in DATASETS.TEST."
     for row in cfg.TEST.EXPECTED_RESULTS:
         is_row = isinstance(row, (tuple, list)) and len(row) in (4, 5)
         if not is_row or not are_numbers(tuple(row[-2:])):
@@ -35,5 +35,10 @@ def evaluation_problems(cfg: CfgNode) -> Iterator[str]:
             )
     if cfg.TEST.BEST_METRIC and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD):
         yield f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC!r} needs DATASETS.TEST and TEST.EVAL_PERIOD > 0."
+    if cfg.TEST.EARLY_STOPPING_PATIENCE and not cfg.TEST.BEST_METRIC:
+        yield "TEST.EARLY_STOPPING_PATIENCE needs the metric that is to get better in TEST.BEST_METRIC."
+    ranks = cfg.TEST.LABEL_FREE.ALPHA_RANKS
+    if not (are_numbers(ranks, 2) and all(isinstance(r, int) for r in ranks) and 1 <= ranks[0] <= ranks[1] - 2):
+        yield f"TEST.LABEL_FREE.ALPHA_RANKS must be (first, last), whole numbers from 1, at least three ranks; got {ranks}."
     if not cfg.TEST.KNN.K or not all(isinstance(k, int) and k > 0 for k in cfg.TEST.KNN.K):
         yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."

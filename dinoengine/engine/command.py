@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from dinoengine.config import CfgNode
+from dinoengine.config import CfgNode, ConfigError
 from dinoengine.data import DataError
 from dinoengine.engine.classifier_trainer import trainer_class_of
 from dinoengine.engine.defaults import DefaultTrainer
+from dinoengine.engine.hooks import CollapseError
 from dinoengine.engine.launch import launch
 from dinoengine.engine.setup import (
     default_argument_parser,
@@ -57,5 +58,5 @@ def train_or_evaluate(
         trainer.resume_or_load(resume=args.resume)
         if args.resume:
             save_config(cfg)
-    with exit_on_user_error(DataError):
+    with exit_on_user_error(DataError, ConfigError, CollapseError):
         return trainer.train()

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
 
-# feature or model -> metric -> percent
+# feature or model -> metric -> value
 Rows = dict[str, dict[str, float]]
 
 
@@ -107,4 +107,4 @@ def of_dataset(cfg: CfgNode, results: dict[str, Any], dataset: str) -> dict[str,
 
 def _log_tables(tables: dict[str, Rows]) -> None:
     for dataset, rows in tables.items():
-        logger.info("Accuracy in percent on %s:\n%s", dataset, results_table(rows))
+        logger.info("Results on %s (accuracies in percent):\n%s", dataset, results_table(rows))

@@ -9,7 +9,9 @@ from dinoengine.evaluation.evaluator import (
 )
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features, extract_pixels
 from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
+from dinoengine.evaluation.label_free import LabelFreeEvaluator, power_law_exponent, rankme
 from dinoengine.evaluation.label_sets import LabelSets, labels_by_name, match_label_sets, shared_images
+from dinoengine.evaluation.moments import Moments
 from dinoengine.evaluation.records import differences, make_record, save_record, weights_sha256
 from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format, results_table, verify_results
 
@@ -21,7 +23,9 @@ __all__ = [
     "FeatureCollector",
     "Features",
     "KNNEvaluator",
+    "LabelFreeEvaluator",
     "LabelSets",
+    "Moments",
     "build_evaluator",
     "differences",
     "extract_features",
@@ -35,7 +39,9 @@ __all__ = [
     "make_record",
     "match_label_sets",
     "pixel_knn_accuracy",
+    "power_law_exponent",
     "print_csv_format",
+    "rankme",
     "results_table",
     "save_record",
     "shared_images",

@@ -346,7 +346,7 @@ def test_training_needs_data_and_evaluation_alone_does_not() -> None:
 
 def test_evaluation_needs_a_dataset() -> None:
     (problem,) = _problems("TEST.EVAL_PERIOD", 5)
-    assert "TEST.EVAL_PERIOD > 0 needs a labelled dataset in DATASETS.TEST" in problem
+    assert "TEST.EVAL_PERIOD > 0 needs a dataset in DATASETS.TEST" in problem
     (problem,) = _problems("TEST.EXPECTED_RESULTS", (("knn", "top1_k20", 90.0, 1.0),))
     assert "TEST.EXPECTED_RESULTS needs" in problem
     assert _problems("TEST.EVAL_PERIOD", 5, "DATASETS.TEST", "digits") == []
@@ -372,6 +372,27 @@ def test_the_best_metric_needs_periodic_evaluation() -> None:
     assert any("TEST.BEST_METRIC 'knn/top1_k20' needs" in p for p in _problems(*best))
     assert any("TEST.BEST_METRIC" in p for p in _problems(*best, "DATASETS.TEST", "digits"))
     assert _problems(*best, "DATASETS.TEST", "digits", "TEST.EVAL_PERIOD", 5) == []
+    (problem,) = _problems("TEST.EARLY_STOPPING_PATIENCE", 3)
+    assert "TEST.EARLY_STOPPING_PATIENCE needs the metric" in problem
+
+
+@pytest.mark.parametrize("ranks", [(0, 10), (4, 5), (4,), (1.0, 9), (10, 4)])
+def test_the_ranks_that_alpha_is_fitted_to_are_at_least_three(ranks: tuple[float, ...]) -> None:
+    (problem,) = _problems("TEST.LABEL_FREE.ALPHA_RANKS", str(ranks))
+    assert "TEST.LABEL_FREE.ALPHA_RANKS must be (first, last)" in problem
+
+
+def test_a_rollback_needs_checkpoints_that_reach_back_far_enough() -> None:
+    rollback = ["COLLAPSE_GUARD.ACTION", "rollback"]
+    (problem,) = _problems(*rollback, "SOLVER.CHECKPOINT_PERIOD", 0)
+    assert "rollback needs checkpoints to go back to" in problem
+    cfg = get_cfg()
+    cfg.merge_from_list([*rollback, "DATASETS.TRAIN", "x", "LOG.PERIOD", 20, "COLLAPSE_GUARD.PATIENCE", 4])
+    cfg.merge_from_list(["SOLVER.CHECKPOINT_PERIOD", 50, "SOLVER.CHECKPOINT_MAX_TO_KEEP", 2])
+    (warning,) = validate(cfg)
+    assert "up to 100 iterations to notice" in warning
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 3
+    assert validate(cfg) == []
 
 
 # ------------------------------------------------------------------------------------------------ all at once, warnings

@@ -14,10 +14,16 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import build_test_loader
-from dinoengine.evaluation import build_evaluator, extract_features, extract_pixels, inference_on_dataset
+from dinoengine.evaluation import (
+    LabelFreeEvaluator,
+    build_evaluator,
+    extract_features,
+    extract_pixels,
+    inference_on_dataset,
+)
 from dinoengine.modeling.backbone import VisionTransformer
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
-from dinoengine.modeling.meta_arch.feature_model import FeatureModel
+from dinoengine.modeling.meta_arch.feature_model import FeatureModel, PrototypeHead
 from dinoengine.structures import BackboneOutput
 from dinoengine.utils import comm
 
@@ -54,8 +60,11 @@ def _evaluate_everything() -> dict[str, Any]:
     found: dict[str, Any] = {
         "knn": inference_on_dataset(model, build_test_loader(cfg, QUERIES), build_evaluator(cfg, QUERIES))
     }
+    model.prototype_head = PrototypeHead(lambda cls_tokens: cls_tokens.softmax(1), lambda: 1.0)
     for size in ODD_SIZES:
         name = f"synthetic:num_images={size}:num_classes=5:size=16"
+        label_free = inference_on_dataset(model, build_test_loader(cfg, name), LabelFreeEvaluator())
+        found[f"label_free_{size}"] = label_free["label_free"]
         for kind, features in {
             "cls": extract_features(model, build_test_loader(cfg, name)),
             "pixels": extract_pixels(build_test_loader(cfg, name)),
@@ -115,6 +124,15 @@ def test_knn_results_are_those_of_one_process(two_ranks: list[dict[str, Any]], o
     assert two_ranks[0]["knn"] == two_ranks[1]["knn"] == one_process["knn"]
     assert one_process["knn"]["knn"].keys() == {f"top{top}_k{k}" for top in (1, 5) for k in (1, 5, 100)}
     assert 0 < one_process["knn"]["knn"]["top1_k5"] < 100  # a comparison that could have failed
+
+
+@pytest.mark.parametrize("size", ODD_SIZES)
+def test_label_free_results_are_those_of_one_process(
+    two_ranks: list[dict[str, Any]], one_process: dict[str, Any], size: int
+) -> None:
+    expected = one_process[f"label_free_{size}"]
+    assert two_ranks[0][f"label_free_{size}"] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    assert len(expected) == 10
 
 
 def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]) -> None:
