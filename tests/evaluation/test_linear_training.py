@@ -29,7 +29,9 @@ def _stream(start_iter: int) -> FeatureStream:
     return cached_stream(CACHE, torch.device("cpu"), BATCH, seed=5, start_iter=start_iter)
 
 
-def _train(checkpoint: ProbeCheckpoint, stream: Callable[[int], FeatureStream] = _stream, **settings: Any) -> LinearHeads:
+def _train(
+    checkpoint: ProbeCheckpoint, stream: Callable[[int], FeatureStream] = _stream, **settings: Any
+) -> LinearHeads:
     heads = LinearHeads(GRID, DIM, CLASSES)
     settings = {"num_iters": 9, "validate": lambda iteration: None, **settings}
     train_heads(heads, stream, batch_size=BATCH, describe="picture {}".format, checkpoint=checkpoint, **settings)
