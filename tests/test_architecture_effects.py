@@ -210,7 +210,7 @@ TESTED_ELSEWHERE = {
     "TEST.LOGREG.SEED": "evaluation/test_logreg; no key of pretraining",
     "TEST.LOGREG.C_LOG10_RANGE": "evaluation/test_logreg; no key of pretraining",
     "TEST.LOGREG.NUM_C": "evaluation/test_logreg; no key of pretraining",
-    "TEST.LOGREG.MAX_ITER": "evaluation/test_logreg; no key of pretraining",
+    "TEST.LOGREG.MAX_LBFGS_ITERS": "evaluation/test_logreg; no key of pretraining",
     "TEST.LOGREG.TOL": "evaluation/test_logreg; no key of pretraining",
     "TEST.LOGREG.DTYPE": "evaluation/test_logreg; no key of pretraining",
     "LOG.TENSORBOARD": "writers",

@@ -90,7 +90,7 @@ _C.TEST.LOGREG.C_LOG10_RANGE = (-6.0, 5.0)
 _C.TEST.LOGREG.NUM_C = 45
 # When L-BFGS ends: iterations, and largest entry of the gradient. 1e-12 is published; with 1e-4 large C are up to 20 times
 # faster.
-_C.TEST.LOGREG.MAX_ITER = 1000
+_C.TEST.LOGREG.MAX_LBFGS_ITERS = 1000
 _C.TEST.LOGREG.TOL = 1e-12
 # "float64" or "float32", of features and solver.
 _C.TEST.LOGREG.DTYPE = "float64"

@@ -89,7 +89,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "TEST.LOGREG.HELD_OUT": (0, 1, False),
     "TEST.LOGREG.SEED": (0, float("inf"), True),
     "TEST.LOGREG.NUM_C": (1, float("inf"), True),
-    "TEST.LOGREG.MAX_ITER": (1, float("inf"), True),
+    "TEST.LOGREG.MAX_LBFGS_ITERS": (1, float("inf"), True),
     "TEST.LOGREG.TOL": (0, float("inf"), False),
     "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
     "LOG.PROFILE_START_ITER": (0, float("inf"), True),

@@ -200,6 +200,12 @@ class LinearEvaluator(DatasetEvaluator):
             rows[best]["head"],
             chosen[best],
         )
+        if rows[best]["base_lr"] in (min(self.settings.grid.base_lrs), max(self.settings.grid.base_lrs)):
+            logger.warning(
+                "Linear probe: its base LR %g is at an end of TEST.LINEAR.BASE_LRS; with others, or a longer training, "
+                "there may be a better head.",
+                rows[best]["base_lr"],
+            )
         if comm.is_main_process():
             logger.info("Linear probe: all heads are in %s", self._save(rows, best))
         if not self.keep_checkpoint:
@@ -288,8 +294,8 @@ def _possible(grid: HeadGrid, model: nn.Module) -> HeadGrid:
     Raises:
         ValueError: if nothing is left.
     """
-    backbone = getattr(model, "backbone", model)
-    most: int = backbone.num_layers if hasattr(backbone, "get_intermediate_layers") else 1
+    backbone: Any = getattr(model, "backbone", model)
+    most = backbone.num_layers if hasattr(backbone, "get_intermediate_layers") else 1
     possible = tuple(n for n in grid.num_last_blocks if n <= most)
     if possible == grid.num_last_blocks:
         return grid

@@ -211,9 +211,11 @@ class LogregEvaluator(DatasetEvaluator):
         regression = Regression(self.settings)
         regression.fit(everything, c)
         num_unconverged += regression.num_unconverged
+        if c == max(self.settings.cs):
+            logger.warning("Logistic regression: C %.3g is the largest of TEST.LOGREG; a larger may be better.", c)
         if num_unconverged:
             logger.warning(
-                "Logistic regression: %d of %d fits did not converge (TEST.LOGREG.MAX_ITER %d, TEST.LOGREG.TOL %g).",
+                "Logistic regression: %d of %d fits did not converge (TEST.LOGREG.MAX_LBFGS_ITERS %d, TEST.LOGREG.TOL %g).",
                 num_unconverged,
                 len(self.settings.cs) + 1,
                 self.settings.max_iter,
@@ -284,7 +286,7 @@ def build_logreg_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactor
         sets.train_loader,
         LogregSettings(
             cs=tuple((10.0 ** np.linspace(low, high, logreg.NUM_C)).tolist()),
-            max_iter=logreg.MAX_ITER,
+            max_iter=logreg.MAX_LBFGS_ITERS,
             tol=logreg.TOL,
             held_out=logreg.HELD_OUT,
             seed=logreg.SEED,

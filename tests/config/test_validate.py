@@ -382,8 +382,10 @@ def test_the_best_metric_needs_periodic_evaluation() -> None:
 @pytest.mark.parametrize(("epochs", "iters", "fine"), [(10, 0, True), (0, 5, True), (10, 5, False), (0, 0, False)])
 def test_a_linear_probe_is_as_long_as_one_key_says(epochs: float, iters: int, fine: bool) -> None:
     found = _problems("TEST.LINEAR.EPOCHS", epochs, "TEST.LINEAR.ITERS", iters)
-    assert found == ([] if fine else [f"TEST.LINEAR: one of EPOCHS and ITERS says how long to train and the other is 0; "
-                                      f"got {epochs} and {iters}."])  # fmt: skip
+    message = (
+        f"TEST.LINEAR: one of EPOCHS and ITERS says how long to train and the other is 0; got {epochs} and {iters}."
+    )
+    assert found == ([] if fine else [message])
 
 
 def test_training_sets_of_single_test_sets_are_paired_with_them() -> None:

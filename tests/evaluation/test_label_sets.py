@@ -12,8 +12,8 @@ from torch import Tensor
 from dinoengine.config import CfgNode
 from dinoengine.data import build_dataset, build_test_loader
 from dinoengine.evaluation import inference_on_dataset, labels_by_name, match_label_sets, shared_images
-from dinoengine.evaluation.label_sets import training_strings
 from dinoengine.evaluation.knn import build_knn_evaluator
+from dinoengine.evaluation.label_sets import training_strings
 from dinoengine.structures import BackboneOutput
 
 

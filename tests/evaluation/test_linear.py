@@ -90,11 +90,14 @@ def test_a_validation_set_chooses_and_the_test_set_is_only_reported(cfg: CfgNode
     assert [head["top1"] for head in as_test] == [head["val_top1"] for head in heads]
 
 
-def test_a_trained_head_beats_chance_and_a_head_that_diverges_does_no_harm(cfg: CfgNode) -> None:
+def test_a_trained_head_beats_chance_and_a_head_that_diverges_does_no_harm(
+    cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
     cfg.merge_from_list(["TEST.LINEAR.BASE_LRS", (20.0, 1e38), "TEST.LINEAR.CACHED", True, "TEST.LINEAR.EPOCHS", 80])
     results, _, table = _run(cfg, dataset=TRAIN)
     diverged = {head["head"]: head["diverged"] for head in table["heads"]}
     assert set(diverged.values()) == {False, True}
+    assert any("LR 20 is at an end of TEST.LINEAR.BASE_LRS" in message for message in caplog.messages)
     assert not diverged[table["best"]]
     assert results["top1"] > 2 * 100 / 6
     assert all(head["top1"] == 0.0 for head in table["heads"] if head["diverged"])

@@ -61,7 +61,7 @@ def test_collected_features_are_in_the_order_of_the_dataset() -> None:
     assert collected.labels.tolist() == [i % CLASSES for i in range(ROWS)]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -69,7 +69,7 @@ def _killed_after(num_batches: int) -> Callable[[int], FeatureStream]:
     def stream(start_iter: int) -> FeatureStream:
         for number, batch in enumerate(_stream(start_iter)):
             if number == num_batches:
-                raise Killed
+                raise KilledError
             yield batch
 
     return stream
@@ -78,7 +78,7 @@ def _killed_after(num_batches: int) -> Callable[[int], FeatureStream]:
 def test_a_killed_probe_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     straight = _train(ProbeCheckpoint(str(tmp_path / "straight"), {}))
     checkpoint = ProbeCheckpoint(str(tmp_path), {"weights": "a"})
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         _train(checkpoint, _killed_after(7), checkpoint_period=3)
     started = []
 
