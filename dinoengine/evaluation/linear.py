@@ -153,10 +153,8 @@ class LinearEvaluator(DatasetEvaluator):
         kept: list[FeatureBatch] = []
 
         def ranks() -> Tensor:
-            batches: Iterable[FeatureBatch] = kept
-            if not kept:
-                batches = feature_batches(self._model, self.settings.grid, crops)
-            if self.settings.cached and not kept:
+            batches: Iterable[FeatureBatch] = kept or feature_batches(self._model, self.settings.grid, crops)
+            if self.settings.cached and not kept:  # then the backbone sees no image twice
                 kept.extend(batches)
                 batches = kept
             collector = FeatureCollector()
@@ -172,10 +170,7 @@ class LinearEvaluator(DatasetEvaluator):
 
     @torch.inference_mode()
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
-        """
-        Raises:
-            ValueError: if the batch has no labels.
-        """
+        """Ask all heads; for more than the last block the backbone sees the batch once more."""
         assert batch.labels is not None, "match_label_sets saw labels"
         grid = self.settings.grid
         features = grid.features_of([output]) if grid.max_blocks == 1 else grid.features(self._model, batch.images)
