@@ -80,6 +80,18 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "TEST.IMS_PER_BATCH": (1, float("inf"), True),
     "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
     "TEST.KNN.CHUNK_SIZE": (1, float("inf"), True),
+    "TEST.LINEAR.EPOCHS": (0, float("inf"), True),
+    "TEST.LINEAR.ITERS": (0, float("inf"), True),
+    "TEST.LINEAR.IMS_PER_BATCH": (1, float("inf"), True),
+    "TEST.LINEAR.HFLIP_PROB": (0, 1, True),
+    "TEST.LINEAR.SEED": (0, float("inf"), True),
+    "TEST.LINEAR.VAL_PERIOD": (0, float("inf"), True),
+    "TEST.LINEAR.CHECKPOINT_PERIOD": (0, float("inf"), True),
+    "TEST.LOGREG.HELD_OUT": (0, 1, False),
+    "TEST.LOGREG.SEED": (0, float("inf"), True),
+    "TEST.LOGREG.NUM_C": (1, float("inf"), True),
+    "TEST.LOGREG.MAX_LBFGS_ITERS": (1, float("inf"), True),
+    "TEST.LOGREG.TOL": (0, float("inf"), False),
     "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
     "COLLAPSE_GUARD.GRACE_ITERS": (-1, float("inf"), True),
     "COLLAPSE_GUARD.PATIENCE": (1, float("inf"), True),
@@ -96,6 +108,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L"),
+    "TEST.LOGREG.DTYPE": ("float64", "float32"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
     "COLLAPSE_GUARD.ACTION": ("off", "warn", "stop", "rollback"),
@@ -284,7 +297,8 @@ def _check_precision(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_names(cfg: CfgNode) -> Iterator[str]:
-    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "TEST.KNN.TRAIN", "TEST.EVALUATORS"):
+    evaluators = ("TEST.KNN.TRAIN", "TEST.LINEAR.TRAIN", "TEST.LINEAR.VAL", "TEST.LOGREG.TRAIN", "TEST.LOGREG.VAL")
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "TEST.EVALUATORS", "TEST.TRAIN_PER_TEST", *evaluators):
         if not all(isinstance(name, str) and name for name in _get(cfg, key)):
             yield f"{key} must list names, got {_get(cfg, key)}; write a number in quotes if it is a name."
 

@@ -42,3 +42,46 @@ def evaluation_problems(cfg: CfgNode) -> Iterator[str]:
         yield f"TEST.LABEL_FREE.ALPHA_RANKS must be (first, last), whole numbers from 1, at least three ranks; got {ranks}."
     if not cfg.TEST.KNN.K or not all(isinstance(k, int) and k > 0 for k in cfg.TEST.KNN.K):
         yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."
+    yield from _training_set_problems(cfg)
+    yield from _linear_problems(cfg)
+    low_high = cfg.TEST.LOGREG.C_LOG10_RANGE
+    if not (are_numbers(low_high, 2) and -300 < low_high[0] <= low_high[1] < 300):
+        yield f"TEST.LOGREG.C_LOG10_RANGE must be (low, high), powers of 10, with low <= high, got {low_high}."
+
+
+def _training_set_problems(cfg: CfgNode) -> Iterator[str]:
+    per_test, tests = cfg.TEST.TRAIN_PER_TEST, cfg.DATASETS.TEST
+    if not per_test:
+        return
+    if len(per_test) != len(tests) or len(set(tests)) != len(tests):
+        yield (
+            "TEST.TRAIN_PER_TEST names one training set for each dataset of DATASETS.TEST, in the same order, none of them "
+            f"twice; there are {len(per_test)} and {len(tests)} ({len(set(tests))} different)."
+        )
+    for key, value in (
+        ("TEST.KNN.TRAIN", cfg.TEST.KNN.TRAIN),
+        ("TEST.LINEAR.TRAIN", cfg.TEST.LINEAR.TRAIN),
+        ("TEST.LINEAR.VAL", cfg.TEST.LINEAR.VAL),
+        ("TEST.LOGREG.TRAIN", cfg.TEST.LOGREG.TRAIN),
+        ("TEST.LOGREG.VAL", cfg.TEST.LOGREG.VAL),
+    ):
+        if value:
+            yield f"{key} {value} is for all test sets, and TEST.TRAIN_PER_TEST gives each its own; empty one of the two."
+
+
+def _linear_problems(cfg: CfgNode) -> Iterator[str]:
+    linear = cfg.TEST.LINEAR
+    if (linear.EPOCHS > 0) == (linear.ITERS > 0):
+        yield (
+            f"TEST.LINEAR: one of EPOCHS and ITERS says how long to train and the other is 0; got {linear.EPOCHS:g} and "
+            f"{linear.ITERS}."
+        )
+    lrs, blocks, mean_patch = linear.BASE_LRS, linear.NUM_LAST_BLOCKS, linear.MEAN_PATCH
+    if not lrs or not are_numbers(lrs) or min(lrs) <= 0 or len(set(lrs)) < len(lrs):
+        yield f"TEST.LINEAR.BASE_LRS must list numbers > 0, each once, got {lrs}."
+    if not blocks or not all(type(n) is int and n > 0 for n in blocks) or len(set(blocks)) < len(blocks):
+        yield f"TEST.LINEAR.NUM_LAST_BLOCKS must list positive whole numbers, each once, got {blocks}."
+    if not mean_patch or not all(type(b) is bool for b in mean_patch) or len(set(mean_patch)) < len(mean_patch):
+        yield f"TEST.LINEAR.MEAN_PATCH must list True, False or both, got {mean_patch}."
+    if not (are_numbers(linear.CROP_SCALE, 2) and 0 <= linear.CROP_SCALE[0] <= linear.CROP_SCALE[1] <= 1):
+        yield f"TEST.LINEAR.CROP_SCALE must be (low, high) with 0 <= low <= high <= 1, got {linear.CROP_SCALE}."

@@ -11,6 +11,9 @@ from dinoengine.evaluation.features import FeatureCollector, Features, extract_f
 from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
 from dinoengine.evaluation.label_free import LabelFreeEvaluator, power_law_exponent, rankme
 from dinoengine.evaluation.label_sets import LabelSets, labels_by_name, match_label_sets, shared_images
+from dinoengine.evaluation.linear import LinearEvaluator
+from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
+from dinoengine.evaluation.logreg import LogregEvaluator, LogregSettings, mean_per_class
 from dinoengine.evaluation.moments import Moments
 from dinoengine.evaluation.records import differences, make_record, save_record, weights_sha256
 from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format, results_table, verify_results
@@ -22,9 +25,14 @@ __all__ = [
     "DatasetEvaluators",
     "FeatureCollector",
     "Features",
+    "HeadGrid",
     "KNNEvaluator",
     "LabelFreeEvaluator",
     "LabelSets",
+    "LinearEvaluator",
+    "LinearHeads",
+    "LogregEvaluator",
+    "LogregSettings",
     "Moments",
     "build_evaluator",
     "differences",
@@ -38,6 +46,7 @@ __all__ = [
     "labels_by_name",
     "make_record",
     "match_label_sets",
+    "mean_per_class",
     "pixel_knn_accuracy",
     "power_law_exponent",
     "print_csv_format",

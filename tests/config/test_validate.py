@@ -109,6 +109,11 @@ def test_infinity_is_no_usable_value(key: str) -> None:
         ("INPUT.SOLARIZE.PROBS", [(0, 0, 0)], [(0, 0)]),
         ("SOLVER.BETAS", [(0, 0)], [(0.9,), (0.9, 1.0), (0.9, 0.99, 0.999)]),
         ("TEST.KNN.K", [(1,), (5, 3)], [(), (0,), (1.5,), (10, -1)]),
+        ("TEST.LINEAR.BASE_LRS", [(1,), (0.1, 1e-5)], [(), (0.0, 0.1), (0.1, 0.1), ("a",)]),
+        ("TEST.LINEAR.NUM_LAST_BLOCKS", [(1,), (4, 1, 2)], [(), (0,), (1, 1), (1.5,), (True,)]),
+        ("TEST.LINEAR.MEAN_PATCH", [(True,), (True, False)], [(), (1,), (True, True)]),
+        ("TEST.LINEAR.CROP_SCALE", [(1, 1), (0, 0.5)], [(0.5, 0.2), (0.5, 1.1), (0.5,)]),
+        ("TEST.LOGREG.C_LOG10_RANGE", [(0, 0), (-2, 3.5)], [(1, 0), (0,), (0, 400), (-400, 0)]),
         ("MODEL.PIXEL_STD", [(1, 1, 1)], [(0, 1, 1), (1, -1, 1)]),
         ("INPUT.GLOBAL_CROPS.SIZE_PX", [(32,), (32, 48)], [(), (0,), (-16,), (16, 16, 16), (16.5,)]),
         ("TEST.BASELINES", [("pixels", "untrained"), ()], [("pixel",)]),
@@ -393,6 +398,26 @@ def test_a_rollback_needs_checkpoints_that_reach_back_far_enough() -> None:
     assert "up to 100 iterations to notice" in warning
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 3
     assert validate(cfg) == []
+
+
+@pytest.mark.parametrize(("epochs", "iters", "fine"), [(10, 0, True), (0, 5, True), (10, 5, False), (0, 0, False)])
+def test_a_linear_probe_is_as_long_as_one_key_says(epochs: float, iters: int, fine: bool) -> None:
+    found = _problems("TEST.LINEAR.EPOCHS", epochs, "TEST.LINEAR.ITERS", iters)
+    message = (
+        f"TEST.LINEAR: one of EPOCHS and ITERS says how long to train and the other is 0; got {epochs} and {iters}."
+    )
+    assert found == ([] if fine else [message])
+
+
+def test_training_sets_of_single_test_sets_are_paired_with_them() -> None:
+    both = ["DATASETS.TEST", ("digits:split=test", "synthetic")]
+    assert _problems(*both, "TEST.TRAIN_PER_TEST", ("digits", "synthetic:seed=1")) == []
+    (problem,) = _problems(*both, "TEST.TRAIN_PER_TEST", ("digits",))
+    assert problem.endswith("in the same order, none of them twice; there are 1 and 2 (2 different).")
+    (problem,) = _problems("DATASETS.TEST", ("digits",) * 2, "TEST.TRAIN_PER_TEST", ("digits", "synthetic"))
+    assert problem.endswith("there are 2 and 2 (1 different).")
+    (problem,) = _problems(*both, "TEST.TRAIN_PER_TEST", ("digits", "synthetic"), "TEST.LOGREG.VAL", ("digits",))
+    assert problem.startswith("TEST.LOGREG.VAL ('digits',) is for all test sets")
 
 
 # ------------------------------------------------------------------------------------------------ all at once, warnings

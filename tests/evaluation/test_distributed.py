@@ -16,6 +16,7 @@ from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import build_test_loader
 from dinoengine.evaluation import (
     LabelFreeEvaluator,
+    LinearEvaluator,
     build_evaluator,
     extract_features,
     extract_pixels,
@@ -42,9 +43,13 @@ class BrokenForLateImages(FeatureModel):
         return output
 
 
-def _cfg() -> CfgNode:
+def _cfg(folder: str) -> CfgNode:
     cfg = get_cfg()
+    cfg.OUTPUT_DIR = folder
     cfg.merge_from_list(["DATALOADER.NUM_WORKERS=0", "INPUT.TEST.RESIZE_PX=0", "INPUT.TEST.CROP_SIZE_PX=16"])
+    cfg.merge_from_list(["TEST.LINEAR.NUM_LAST_BLOCKS=(1, 2)", "TEST.LINEAR.BASE_LRS=(0.01, 10.0)"])
+    cfg.merge_from_list(["TEST.LINEAR.IMS_PER_BATCH=6", "TEST.LINEAR.ITERS=8", "TEST.LINEAR.EPOCHS=0"])
+    cfg.merge_from_list(["TEST.LINEAR.CHECKPOINT_PERIOD=0", "TEST.LOGREG.NUM_C=20", "TEST.LOGREG.TOL=1e-4"])
     cfg.merge_from_list(["TEST.IMS_PER_BATCH=8", "TEST.KNN.K=(1, 5, 100)", f"DATASETS.TRAIN={BANK}"])
     return cfg
 
@@ -55,10 +60,11 @@ def _model(kind: type[FeatureModel] = FeatureModel) -> FeatureModel:
     return kind(PixelNorm([0.5] * 3, [0.25] * 3), backbone).eval()
 
 
-def _evaluate_everything() -> dict[str, Any]:
-    cfg, model = _cfg(), _model()
+def _evaluate_everything(folder: str) -> dict[str, Any]:
+    cfg, model = _cfg(folder), _model()
     found: dict[str, Any] = {
-        "knn": inference_on_dataset(model, build_test_loader(cfg, QUERIES), build_evaluator(cfg, QUERIES))
+        "knn": inference_on_dataset(model, build_test_loader(cfg, QUERIES), build_evaluator(cfg, QUERIES)),
+        "probes": _probe(cfg, model),
     }
     model.prototype_head = PrototypeHead(lambda cls_tokens: cls_tokens.softmax(1), lambda: 1.0)
     for size in ODD_SIZES:
@@ -74,13 +80,27 @@ def _evaluate_everything() -> dict[str, Any]:
     return found
 
 
+def _probe(cfg: CfgNode, model: FeatureModel) -> dict[str, Any]:
+    """The linear probe, live and from a cache, with its heads, and logistic regression."""
+    found: dict[str, Any] = {}
+    for name in ("linear", "cached", "logreg"):
+        cfg.TEST.EVALUATORS = ("logreg" if name == "logreg" else "linear",)
+        cfg.TEST.LINEAR.CACHED = name == "cached"
+        evaluators = build_evaluator(cfg, QUERIES)
+        found[name] = inference_on_dataset(model, build_test_loader(cfg, QUERIES), evaluators)
+        (evaluator,) = evaluators.evaluators
+        if isinstance(evaluator, LinearEvaluator):
+            found[f"heads of {name}"] = [t.clone() for t in evaluator._heads.state_dict()["parameters"]]
+    return found
+
+
 def _run_rank(rank: int, folder: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    found = _evaluate_everything()
+    found = _evaluate_everything(folder)
     try:
-        extract_features(_model(BrokenForLateImages), build_test_loader(_cfg(), QUERIES))
+        extract_features(_model(BrokenForLateImages), build_test_loader(_cfg(folder), QUERIES))
     except ValueError as error:
         found["error"] = str(error)
     torch.save(found, f"{folder}/rank{rank}.pt")
@@ -95,8 +115,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def one_process() -> dict[str, Any]:
-    return _evaluate_everything()
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _evaluate_everything(str(tmp_path_factory.mktemp("one_process")))
 
 
 pytestmark = pytest.mark.slow
@@ -139,3 +159,14 @@ def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]
     messages = [rank["error"] for rank in two_ranks]
     assert messages[0] == messages[1]
     assert "features of 7 of 13 images are not finite, e.g. images number [6, 7, 8, 9, 10]" in messages[0]
+
+
+def test_probes_are_those_of_one_process(two_ranks: list[dict[str, Any]], one_process: dict[str, Any]) -> None:
+    """The batch is global: gradients of half batches add up to that of the whole one."""
+    first, second, alone = two_ranks[0]["probes"], two_ranks[1]["probes"], one_process["probes"]
+    for name in ("linear", "cached", "logreg"):
+        assert first[name] == second[name] == alone[name]
+    for name in ("heads of linear", "heads of cached"):
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(one, other) for one, other in zip(first[name], second[name], strict=True))
+    assert not torch.equal(alone["heads of linear"][0], alone["heads of cached"][0])

@@ -1,4 +1,9 @@
-from dinoengine.modeling.meta_arch.classifier import ClassifierFeatureModel, ImageClassifier
+from dinoengine.modeling.meta_arch.classifier import (
+    ClassifierFeatureModel,
+    ImageClassifier,
+    head_input,
+    last_outputs,
+)
 from dinoengine.modeling.meta_arch.dinov2 import DINOv2, TeacherTargets
 from dinoengine.modeling.meta_arch.feature_model import FeatureModel, PrototypeHead
 from dinoengine.modeling.meta_arch.student_teacher import StudentTeacher
@@ -11,4 +16,6 @@ __all__ = [
     "PrototypeHead",
     "StudentTeacher",
     "TeacherTargets",
+    "head_input",
+    "last_outputs",
 ]
