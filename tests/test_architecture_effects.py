@@ -185,6 +185,8 @@ TESTED_ELSEWHERE = {
     "MODEL.CLASSIFIER.MEAN_PATCH": "meta_arch/test_classifier; no key of pretraining",
     "MODEL.CLASSIFIER.FREEZE_BACKBONE": "meta_arch/test_classifier; no key of pretraining",
     "MODEL.CLASSIFIER.LABEL_SMOOTHING": "meta_arch/test_classifier; no key of pretraining",
+    "MODEL.CLASSIFIER.MIXUP_ALPHA": "meta_arch/test_classifier; no key of pretraining",
+    "MODEL.CLASSIFIER.CUTMIX_ALPHA": "meta_arch/test_classifier; no key of pretraining",
     "INPUT.FORMAT": "data; changes the number of channels with it",
     "SOLVER.NUM_MICRO_BATCHES": "below, to rounding",
     "SOLVER.AMP.PRECISION": "fp16 needs CUDA",

@@ -42,6 +42,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "MODEL.LOSS.KOLEO_GROUP_SIZE": (0, float("inf"), True),
     "MODEL.CLASSIFIER.NUM_CLASSES": (0, float("inf"), True),
     "MODEL.CLASSIFIER.LABEL_SMOOTHING": (0, 1, True),
+    "MODEL.CLASSIFIER.MIXUP_ALPHA": (0, float("inf"), True),
+    "MODEL.CLASSIFIER.CUTMIX_ALPHA": (0, float("inf"), True),
     "INPUT.LOCAL_CROPS.NUM": (0, float("inf"), True),
     "INPUT.HFLIP_PROB": (0, 1, True),
     "INPUT.COLOR_JITTER.PROB": (0, 1, True),
@@ -252,6 +254,11 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
         )
         return
     if _is_classifier(cfg):
+        if batch == world_size and (cfg.MODEL.CLASSIFIER.MIXUP_ALPHA or cfg.MODEL.CLASSIFIER.CUTMIX_ALPHA):
+            yield (
+                f"MODEL.CLASSIFIER.MIXUP_ALPHA and CUTMIX_ALPHA mix images of one process, and SOLVER.IMS_PER_BATCH {batch} "
+                f"gives each of {world_size} a single image; raise it, or set both to 0."
+            )
         return
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group == 1:
         yield "MODEL.LOSS.KOLEO_GROUP_SIZE 1 leaves no other image to compare with; use 0 (all) or at least 2."
