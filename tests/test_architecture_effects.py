@@ -157,6 +157,7 @@ LEAVES_TRAINING_ALONE: dict[str, Change] = {
     "TEST.KNN.K": Change("(2,)", EVALUATE),
     "TEST.KNN.TEMPERATURE": Change(1.0, EVALUATE),
     "TEST.KNN.CHUNK_SIZE": Change(2, EVALUATE),
+    **{key: Change(value, DENSE) for key, value in DENSE_KEYS.items()},
     "TEST.PRECISE_BN.ENABLED": Change(True, EVALUATE),
     "TEST.PRECISE_BN.NUM_ITER": Change(1, {**EVALUATE, "TEST.PRECISE_BN.ENABLED": True}),
     "LOG.PERIOD": Change(3),

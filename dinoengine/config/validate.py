@@ -81,6 +81,18 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "TEST.IMS_PER_BATCH": (1, float("inf"), True),
     "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
     "TEST.KNN.CHUNK_SIZE": (1, float("inf"), True),
+    "TEST.SEGMENTATION.ITERS": (1, float("inf"), True),
+    "TEST.SEGMENTATION.IMS_PER_BATCH": (1, float("inf"), True),
+    "TEST.SEGMENTATION.BASE_LR": (0, float("inf"), False),
+    "TEST.SEGMENTATION.WARMUP_ITERS": (0, float("inf"), True),
+    "TEST.SEGMENTATION.WEIGHT_DECAY": (0, float("inf"), True),
+    "TEST.SEGMENTATION.HFLIP_PROB": (0, 1, True),
+    "TEST.SEGMENTATION.SEED": (0, float("inf"), True),
+    "TEST.DENSE_KNN.K": (1, float("inf"), True),
+    "TEST.DENSE_KNN.TEMPERATURE": (0, float("inf"), False),
+    "TEST.DENSE_KNN.NUM_PATCHES": (1, float("inf"), True),
+    "TEST.DENSE_KNN.SEED": (0, float("inf"), True),
+    "TEST.DENSE_KNN.CHUNK_SIZE": (1, float("inf"), True),
     "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
     "LOG.PROFILE_START_ITER": (0, float("inf"), True),
     "LOG.PROFILE_END_ITER": (0, float("inf"), True),
@@ -94,6 +106,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.VIT.FFN": ("mlp", "swiglu"),
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
+    "TEST.SEGMENTATION.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
@@ -286,7 +299,8 @@ def _check_precision(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_names(cfg: CfgNode) -> Iterator[str]:
-    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "TEST.KNN.TRAIN", "TEST.EVALUATORS"):
+    trains = ("TEST.KNN.TRAIN", "TEST.SEGMENTATION.TRAIN", "TEST.DENSE_KNN.TRAIN")
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", *trains, "TEST.EVALUATORS"):
         if not all(isinstance(name, str) and name for name in _get(cfg, key)):
             yield f"{key} must list names, got {_get(cfg, key)}; write a number in quotes if it is a name."
 

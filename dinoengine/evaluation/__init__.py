@@ -1,6 +1,8 @@
 from dinoengine.evaluation.baselines import pixel_knn_accuracy
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, build_evaluator
 from dinoengine.evaluation.classification import ClassificationEvaluator
+from dinoengine.evaluation.confusion import ConfusionMatrix, iou_per_class, segmentation_scores
+from dinoengine.evaluation.dense_knn import DenseKNNEvaluator
 from dinoengine.evaluation.evaluator import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -10,18 +12,28 @@ from dinoengine.evaluation.evaluator import (
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features, extract_pixels
 from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
 from dinoengine.evaluation.label_sets import LabelSets, labels_by_name, match_label_sets, shared_images
+from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
+from dinoengine.evaluation.patch_bank import PatchBank, patch_classes
 from dinoengine.evaluation.records import differences, make_record, save_record, weights_sha256
+from dinoengine.evaluation.segmentation import SegmentationEvaluator
+from dinoengine.evaluation.segmentation_head import SegmentationHead
 from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format, results_table, verify_results
 
 __all__ = [
     "EVALUATOR_REGISTRY",
     "ClassificationEvaluator",
+    "ConfusionMatrix",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "DenseKNNEvaluator",
     "FeatureCollector",
     "Features",
     "KNNEvaluator",
     "LabelSets",
+    "MaskSets",
+    "PatchBank",
+    "SegmentationEvaluator",
+    "SegmentationHead",
     "build_evaluator",
     "differences",
     "extract_features",
@@ -29,15 +41,19 @@ __all__ = [
     "flatten_results_dict",
     "inference_context",
     "inference_on_dataset",
+    "iou_per_class",
     "knn_accuracy",
     "knn_scores",
     "labels_by_name",
     "make_record",
     "match_label_sets",
+    "match_mask_sets",
+    "patch_classes",
     "pixel_knn_accuracy",
     "print_csv_format",
     "results_table",
     "save_record",
+    "segmentation_scores",
     "shared_images",
     "verify_results",
     "weights_sha256",
