@@ -157,7 +157,6 @@ LEAVES_TRAINING_ALONE: dict[str, Change] = {
     "TEST.KNN.K": Change("(2,)", EVALUATE),
     "TEST.KNN.TEMPERATURE": Change(1.0, EVALUATE),
     "TEST.KNN.CHUNK_SIZE": Change(2, EVALUATE),
-    **{key: Change(value, DENSE) for key, value in DENSE_KEYS.items()},
     "TEST.PRECISE_BN.ENABLED": Change(True, EVALUATE),
     "TEST.PRECISE_BN.NUM_ITER": Change(1, {**EVALUATE, "TEST.PRECISE_BN.ENABLED": True}),
     "LOG.PERIOD": Change(3),
@@ -192,6 +191,25 @@ TESTED_ELSEWHERE = {
     "SOLVER.NUM_MICRO_BATCHES": "below, to rounding",
     "SOLVER.AMP.PRECISION": "fp16 needs CUDA",
     "TEST.EXPECTED_RESULTS": "evaluation; ends the process",
+    **{
+        f"TEST.SEGMENTATION.{key}": "evaluation/test_segmentation; needs masks"
+        for key in (
+            "TRAIN",
+            "NUM_LAST_BLOCKS",
+            "ITERS",
+            "IMS_PER_BATCH",
+            "BASE_LR",
+            "WARMUP_ITERS",
+            "WEIGHT_DECAY",
+            "SCALE",
+            "HFLIP_PROB",
+            "SEED",
+        )
+    },
+    **{
+        f"TEST.DENSE_KNN.{key}": "evaluation/test_dense_knn; needs masks"
+        for key in ("TRAIN", "K", "TEMPERATURE", "NUM_PATCHES", "BALANCED", "SEED", "CHUNK_SIZE")
+    },
     "LOG.TENSORBOARD": "writers",
     "LOG.PROFILE_START_ITER": "hooks",
     "LOG.PROFILE_END_ITER": "hooks",

@@ -71,9 +71,9 @@ _HEADERS = {
 # Full fine-tuning of a classifier.
 #
 # Source    after the fine-tuning of MAE (arXiv:2111.06377, Table 9): AdamW, layer decay, weight decay 0.05, label smoothing
-#           0.1, mixup 0.8 or cutmix 1.0, stochastic depth 0.1; without its RandAugment. Length (a tenth of its 100 epochs of
-#           ImageNet) and LR are ours and untuned. In so short a training mixing can cost more than it gives: compare with
-#           MODEL.CLASSIFIER.MIXUP_ALPHA 0 and CUTMIX_ALPHA 0.
+#           0.1, mixup 0.8 or cutmix 1.0, stochastic depth 0.1; without its RandAugment. Length (a tenth of its 100 epochs
+#           of ImageNet) and LR are ours and untuned. In so short a training mixing can cost more than it gives: compare
+#           with MODEL.CLASSIFIER.MIXUP_ALPHA 0 and CUTMIX_ALPHA 0.
 """,
 }
 

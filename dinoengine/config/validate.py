@@ -269,8 +269,8 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
     if _is_classifier(cfg):
         if batch == world_size and (cfg.MODEL.CLASSIFIER.MIXUP_ALPHA or cfg.MODEL.CLASSIFIER.CUTMIX_ALPHA):
             yield (
-                f"MODEL.CLASSIFIER.MIXUP_ALPHA and CUTMIX_ALPHA mix images of one process, and SOLVER.IMS_PER_BATCH {batch} "
-                f"gives each of {world_size} a single image; raise it, or set both to 0."
+                "MODEL.CLASSIFIER.MIXUP_ALPHA and CUTMIX_ALPHA mix the images of a process, and SOLVER.IMS_PER_BATCH "
+                f"{batch} gives each of {world_size} a single one; raise it, or set both to 0."
             )
         return
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group == 1:

@@ -86,9 +86,9 @@ class DenseKNNEvaluator(DatasetEvaluator):
         k = min(self.k, len(self._bank))
         return torch.cat(
             [
-                knn_scores(
-                    self._bank.features, self._bank.labels, self.sets.num_classes, rows, [k], self.temperature
-                )[k]
+                knn_scores(self._bank.features, self._bank.labels, self.sets.num_classes, rows, [k], self.temperature)[
+                    k
+                ]
                 for rows in queries.split(self.chunk_size)
             ]
         )

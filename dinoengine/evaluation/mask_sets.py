@@ -75,8 +75,8 @@ def match_mask_sets(
     extra = [name for name in train_names if name not in set(test_names)]  # in the order labels_by_name numbers them
     if len(test_names) + len(extra) > IGNORE:
         raise ValueError(
-            f"The masks of training and test set have {len(test_names) + len(extra)} classes together; at most {IGNORE} are "
-            "possible."
+            f"The masks of training and test set have {len(test_names) + len(extra)} classes together; at most {IGNORE} "
+            "are possible."
         )
     train_classes = torch.full((256,), IGNORE, dtype=torch.uint8)
     train_classes[: len(numbers)] = torch.tensor(numbers, dtype=torch.uint8)

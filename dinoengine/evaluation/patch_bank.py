@@ -26,7 +26,9 @@ def patch_classes(masks: Tensor, grid: tuple[int, int], num_classes: int) -> Ten
     batch, height, width = masks.shape
     rows, columns = grid
     cells = masks.view(batch, rows, height // rows, columns, width // columns).permute(0, 1, 3, 2, 4)
-    pixels = cells.reshape(batch, rows * columns, -1).long().clamp(max=num_classes)  # ignored ones: a class of their own
+    pixels = (
+        cells.reshape(batch, rows * columns, -1).long().clamp(max=num_classes)
+    )  # ignored ones: a class of their own
     counts = torch.zeros(batch, rows * columns, num_classes + 1, dtype=torch.int32, device=masks.device)
     counts.scatter_add_(2, pixels, torch.ones_like(pixels, dtype=torch.int32))
     counts = counts[..., :num_classes]

@@ -14,6 +14,8 @@ from dinoengine.evaluation.confusion import ConfusionMatrix, log_iou_per_class, 
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
 from dinoengine.evaluation.segmentation_head import ProbeSchedule, SegmentationHead, train_segmentation_head
+from dinoengine.modeling.meta_arch.classifier import last_outputs
+from dinoengine.modeling.meta_arch.feature_model import FeatureModel
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
 
@@ -30,12 +32,11 @@ def last_patch_tokens(model: nn.Module, images: Tensor, num_blocks: int) -> tupl
     if num_blocks == 1:
         output: BackboneOutput = model(images)
         return output.patch_tokens, output.grid
-    backbone: Any = getattr(model, "backbone", None)
-    if not hasattr(backbone, "get_intermediate_layers") or not hasattr(model, "pixel_norm"):
+    if not isinstance(model, FeatureModel) or not hasattr(model.backbone, "get_intermediate_layers"):
         raise ValueError(
             f"The model gives the tokens of its last block only; set TEST.SEGMENTATION.NUM_LAST_BLOCKS 1, not {num_blocks}."
         )
-    outputs = backbone.get_intermediate_layers(model.pixel_norm(images), num_blocks)
+    outputs = last_outputs(model.backbone, model.pixel_norm(images), num_blocks)
     return torch.cat([output.patch_tokens for output in outputs], dim=2), outputs[-1].grid
 
 
@@ -43,7 +44,12 @@ class SegmentationEvaluator(DatasetEvaluator):
     """``{"segmentation": {"miou": percent, "pixel_accuracy": percent}}``; IoU per class goes to the log."""
 
     def __init__(
-        self, sets: MaskSets, train_batches: Any, schedule: ProbeSchedule, num_last_blocks: int, protocol: dict[str, Any]
+        self,
+        sets: MaskSets,
+        train_batches: Any,
+        schedule: ProbeSchedule,
+        num_last_blocks: int,
+        protocol: dict[str, Any],
     ) -> None:
         """
         Args:

@@ -50,7 +50,7 @@ class MaskFolder(ImageDataset):
         self._images, self._masks = ImageFolder(images), ImageFolder(masks)
         self._mask_of = _pairs(self._images, self._masks)
         self.ignore = ignore
-        self.mask_class_names = _class_names(os.path.join(root or masks, CLASSES_FILE), num_classes)
+        self.mask_class_names: list[str] = _class_names(os.path.join(root or masks, CLASSES_FILE), num_classes)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -69,7 +69,9 @@ class MaskFolder(ImageDataset):
         which = int(self._mask_of[index])
         mask, path = self._masks.load(which), self._masks.path(which)
         if mask.mode not in _MASK_MODES:
-            raise ValueError(f"{path} is a {mask.mode} image; a mask is an indexed or grey PNG whose values are class ids.")
+            raise ValueError(
+                f"{path} is a {mask.mode} image; a mask is an indexed or grey PNG whose values are class ids."
+            )
         with Image.open(self._images.path(index)) as image:  # its header is enough
             if image.size != mask.size:
                 raise ValueError(
@@ -98,8 +100,8 @@ def _pairs(images: ImageFolder, masks: ImageFolder) -> np.ndarray:
     for folder, names in ((images, image_names), (masks, mask_names)):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(
-                f"{folder.root} has several files of the name {_first(twice)} that differ in their extension only, so it is "
-                "not clear which mask belongs to which image."
+                f"{folder.root} has several files of the name {_first(twice)} that differ in their extension only, so it "
+                "is not clear which mask belongs to which image."
             )
     if colour := [masks.path(i) for i in range(len(masks)) if not masks.path(i).lower().endswith(_MASK_EXTENSION)]:
         raise ValueError(f"Masks are PNG files, and {len(colour)} of {masks.root} are not: {_first(colour)}.")
