@@ -9,6 +9,7 @@ from torch import nn
 
 from dinoengine.config import CfgNode, ConfigError, validate
 from dinoengine.data import build_test_loader
+from dinoengine.engine import SSLTrainer
 from dinoengine.evaluation import build_evaluator, inference_on_dataset
 from dinoengine.evaluation import segmentation as segmentation_module
 from dinoengine.evaluation.segmentation import last_patch_tokens
@@ -81,6 +82,24 @@ def test_features_that_are_not_finite_are_named(probe_cfg: CfgNode, tmp_path: Pa
     image.save(path)
     with pytest.raises(ValueError, match=r"features of 1 of 6 images are not finite, e\.g\. images number \[3\]"):
         _results(probe_cfg, BrokenPatches())
+
+
+def test_evaluating_while_training_leaves_the_training_alone(probe_cfg: CfgNode) -> None:
+    train, test = probe_cfg.DATASETS.TRAIN, probe_cfg.DATASETS.TEST
+    probe_cfg.merge_from_list(["TEST.EVALUATORS", "('segmentation', 'dense_knn')", "SOLVER.MAX_ITER", 3])
+    probe_cfg.merge_from_list(["TEST.SEGMENTATION.ITERS", 2, "TEST.EVAL_PERIOD", 1, "TEST.DENSE_KNN.TRAIN", train])
+    probe_cfg.merge_from_list(["TEST.SEGMENTATION.TRAIN", train, "MODEL.VIT.DROP_PATH_RATE", 0.2])
+    weights = []
+    for datasets in (test, ()):
+        cfg = probe_cfg.clone()
+        cfg.DATASETS.TEST = datasets
+        cfg.OUTPUT_DIR += str(len(datasets))
+        trainer = SSLTrainer(cfg)
+        trainer.resume_or_load(resume=False)
+        results = trainer.train()
+        assert results.keys() == ({"segmentation", "dense_knn"} if datasets else set())
+        weights.append(trainer.bare_model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_every_key_arrives(probe_cfg: CfgNode) -> None:

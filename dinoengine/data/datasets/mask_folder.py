@@ -20,7 +20,7 @@ _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 
 @DATASET_REGISTRY.register("masks")
 class MaskFolder(ImageDataset):
-    """``masks:/root`` (with ``/root/images``, ``/root/masks``) or ``masks:images=/path:masks=/path``.
+    """``masks:/data`` (with ``/data/images``, ``/data/masks``) or ``masks:images=/path:masks=/path``.
 
     The mask of ``images/a/1.jpg`` is ``masks/a/1.png``, an indexed or grey PNG whose values are class ids. Names of the
     classes, one per line from class 0, stand in ``classes.txt`` in the root or, with ``masks=``, in the folder of masks;
@@ -41,7 +41,7 @@ class MaskFolder(ImageDataset):
         """
         if bool(root) == bool(images or masks) or bool(images) != bool(masks):
             raise ValueError(
-                "A dataset with masks is named masks:/root (with /root/images and /root/masks) or "
+                "A dataset with masks is named masks:/data (with /data/images and /data/masks) or "
                 f"masks:images=/path:masks=/path; got root={root!r}, images={images!r}, masks={masks!r}."
             )
         if not 0 <= ignore <= IGNORE:

@@ -124,7 +124,7 @@ def test_classes_are_stated_once_and_well(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["masks", "masks:images=/a", "masks:masks=/a", "masks:/r:images=/a:masks=/b"])
 def test_half_a_name_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is named masks:/root .* or masks:images=/path:masks=/path; got"):
+    with pytest.raises(ValueError, match=r"is named masks:/data .* or masks:images=/path:masks=/path; got"):
         build_dataset(text)
 
 
