@@ -201,7 +201,7 @@ TESTED_ELSEWHERE = {
             "BASE_LR",
             "WARMUP_ITERS",
             "WEIGHT_DECAY",
-            "SCALE",
+            "RESIZE_RATIO",
             "HFLIP_PROB",
             "SEED",
         )

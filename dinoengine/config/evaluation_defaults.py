@@ -55,7 +55,7 @@ _C.TEST.SEGMENTATION.BASE_LR = 1e-3
 _C.TEST.SEGMENTATION.WARMUP_ITERS = 150
 _C.TEST.SEGMENTATION.WEIGHT_DECAY = 1e-4
 # Smallest and largest factor on the size of a training image whose shorter side is INPUT.TEST.RESIZE_PX.
-_C.TEST.SEGMENTATION.SCALE = (0.5, 2.0)
+_C.TEST.SEGMENTATION.RESIZE_RATIO = (0.5, 2.0)
 # Probability of a horizontal flip of a training crop, 0..1.
 _C.TEST.SEGMENTATION.HFLIP_PROB = 0.5
 # Of the head's initial weights and the training crops, 0 or more; the same for all runs that are to be compared.

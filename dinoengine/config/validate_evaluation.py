@@ -35,8 +35,8 @@ def evaluation_problems(cfg: CfgNode) -> Iterator[str]:
             )
     if cfg.TEST.BEST_METRIC and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD):
         yield f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC!r} needs DATASETS.TEST and TEST.EVAL_PERIOD > 0."
-    scale = cfg.TEST.SEGMENTATION.SCALE
-    if not (are_numbers(scale, 2) and 0 < scale[0] <= scale[1]):
-        yield f"TEST.SEGMENTATION.SCALE must be (low, high) with 0 < low <= high, got {scale}."
+    ratio = cfg.TEST.SEGMENTATION.RESIZE_RATIO
+    if not (are_numbers(ratio, 2) and 0 < ratio[0] <= ratio[1]):
+        yield f"TEST.SEGMENTATION.RESIZE_RATIO must be (low, high) with 0 < low <= high, got {ratio}."
     if not cfg.TEST.KNN.K or not all(isinstance(k, int) and k > 0 for k in cfg.TEST.KNN.K):
         yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."

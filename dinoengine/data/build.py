@@ -146,14 +146,20 @@ def build_test_loader(cfg: CfgNode, dataset_strings: str | Iterable[str]) -> Dat
 
 
 def build_mask_train_loader(
-    cfg: CfgNode, dataset: ImageDataset, *, batch_size: int, scale: tuple[float, float], hflip_prob: float, seed: int
+    cfg: CfgNode,
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    resize_ratio: tuple[float, float],
+    hflip_prob: float,
+    seed: int,
 ) -> DataLoader[Any]:
     """An endless loader of ImageBatch with masks: random crops of the size of the evaluation crop.
 
     Args:
         dataset: one with masks.
         batch_size: over all processes.
-        scale, hflip_prob: see ``MaskCrop``.
+        resize_ratio, hflip_prob: see ``MaskCrop``.
 
     Raises:
         ValueError: if the batch cannot be divided over the processes.
@@ -163,7 +169,7 @@ def build_mask_train_loader(
         cfg.INPUT.FORMAT,
         resize_px=cfg.INPUT.TEST.RESIZE_PX,
         crop_size=(size[0], size[-1]),
-        scale=scale,
+        resize_ratio=resize_ratio,
         hflip_prob=hflip_prob,
     )
     return DataLoader(

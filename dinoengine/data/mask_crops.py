@@ -29,7 +29,7 @@ class MaskCrop:
         *,
         resize_px: int,
         crop_size: tuple[int, int],
-        scale: tuple[float, float],
+        resize_ratio: tuple[float, float],
         hflip_prob: float,
     ) -> None:
         """
@@ -37,12 +37,12 @@ class MaskCrop:
             image_format: "RGB" or "L".
             resize_px: shorter side before the random factor; 0: that of the image.
             crop_size: (rows, columns).
-            scale: smallest and largest factor, uniform.
+            resize_ratio: smallest and largest factor, uniform.
         """
         self.image_format = image_format
         self.resize_px = resize_px
         self.crop_size = crop_size
-        self.scale = scale
+        self.resize_ratio = resize_ratio
         self.hflip_prob = hflip_prob
 
     def __call__(self, image: Any, mask: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ class MaskCrop:
 
         image = to_format(image, self.image_format)
         shorter = min(image.size)
-        factor = rng.uniform(*self.scale) * (self.resize_px or shorter) / shorter
+        factor = rng.uniform(*self.resize_ratio) * (self.resize_px or shorter) / shorter
         width, height = (max(1, round(side * factor)) for side in image.size)
         rows, columns = self.crop_size
         top = int(rng.integers(0, max(height - rows, 0) + 1))

@@ -124,7 +124,7 @@ def build_segmentation_evaluator(cfg: CfgNode, dataset: str, make_loader: Loader
         cfg,
         sets.train_set,
         batch_size=probe.IMS_PER_BATCH,
-        scale=probe.SCALE,
+        resize_ratio=probe.RESIZE_RATIO,
         hflip_prob=probe.HFLIP_PROB,
         seed=probe.SEED,
     )
@@ -132,7 +132,7 @@ def build_segmentation_evaluator(cfg: CfgNode, dataset: str, make_loader: Loader
     protocol = {
         "num_last_blocks": probe.NUM_LAST_BLOCKS,
         "ims_per_batch": probe.IMS_PER_BATCH,
-        "scale": list(probe.SCALE),
+        "resize_ratio": list(probe.RESIZE_RATIO),
         "hflip_prob": probe.HFLIP_PROB,
         **vars(schedule),
         "num_train_images": len(sets.train_set),

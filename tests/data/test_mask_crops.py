@@ -24,7 +24,7 @@ def _as_image(mask: np.ndarray) -> Image.Image:
 
 
 def _crop(**options: object) -> MaskCrop:
-    settings = {"resize_px": 0, "crop_size": (24, 40), "scale": (1.0, 1.0), "hflip_prob": 0.0, **options}
+    settings = {"resize_px": 0, "crop_size": (24, 40), "resize_ratio": (1.0, 1.0), "hflip_prob": 0.0, **options}
     return MaskCrop("L", **settings)  # type: ignore[arg-type]
 
 
@@ -33,7 +33,7 @@ def _agreement(image: torch.Tensor, mask: torch.Tensor) -> float:
     return ((image[0] > 100) == (mask == 1))[known].float().mean().item()
 
 
-@pytest.mark.parametrize("options", [{}, {"hflip_prob": 1.0}, {"scale": (0.5, 2.0)}, {"resize_px": 100}])
+@pytest.mark.parametrize("options", [{}, {"hflip_prob": 1.0}, {"resize_ratio": (0.5, 2.0)}, {"resize_px": 100}])
 def test_image_and_mask_are_cropped_alike(options: dict[str, object]) -> None:
     crop = _crop(**options)
     rng = np.random.default_rng(1)
@@ -42,7 +42,9 @@ def test_image_and_mask_are_cropped_alike(options: dict[str, object]) -> None:
         image, mask = crop(_as_image(BLOCKS), BLOCKS, rng)
         assert (image.shape, mask.shape) == ((1, 24, 40), (24, 40))
         assert image.dtype == mask.dtype == torch.uint8
-        assert _agreement(image, mask) > (0.999 if "scale" not in options and "resize_px" not in options else 0.93)
+        assert _agreement(image, mask) > (
+            0.999 if "resize_ratio" not in options and "resize_px" not in options else 0.93
+        )
         masks.append(mask)
     assert any(not torch.equal(mask, masks[0]) for mask in masks)
 
@@ -55,7 +57,7 @@ def test_a_flip_is_the_mirror_image() -> None:
 
 
 def test_what_is_smaller_than_the_crop_is_extended_by_ignored_black() -> None:
-    image, mask = _crop(scale=(0.25, 0.25))(_as_image(np.ones_like(BLOCKS)), np.ones_like(BLOCKS), RNG)
+    image, mask = _crop(resize_ratio=(0.25, 0.25))(_as_image(np.ones_like(BLOCKS)), np.ones_like(BLOCKS), RNG)
     assert mask[:, :18].unique().tolist() == [1]  # 72 columns become 18; 96 rows become 24, all of the crop
     assert mask[:, 18:].unique().tolist() == [IGNORE]
     assert image[0, :, :18].unique().tolist() == [200]
@@ -80,7 +82,7 @@ def test_loaders_give_masks_where_there_are_some(tiny_cfg: CfgNode, tmp_path: Pa
     assert batches[1].masks[1].numpy().tolist() == dataset.load_mask(4)[8:24, 8:24].tolist()
     assert next(iter(build_test_loader(tiny_cfg, "synthetic:num_images=2"))).masks is None
 
-    options = {"batch_size": 2, "scale": (0.5, 2.0), "hflip_prob": 0.5}
+    options = {"batch_size": 2, "resize_ratio": (0.5, 2.0), "hflip_prob": 0.5}
     loaders = [build_mask_train_loader(tiny_cfg, dataset, seed=seed, **options) for seed in (0, 0, 1)]
     first, again, other = (next(iter(loader)) for loader in loaders)
     assert first.masks.shape == (2, 16, 16)
@@ -96,7 +98,7 @@ def test_a_mask_that_cannot_be_used_is_named_with_its_image(tiny_cfg: CfgNode, t
     with pytest.raises(DataError, match=message):
         list(build_test_loader(tiny_cfg, text))
     loader = build_mask_train_loader(
-        tiny_cfg, build_dataset(text), batch_size=2, scale=(1.0, 1.0), hflip_prob=0.0, seed=0
+        tiny_cfg, build_dataset(text), batch_size=2, resize_ratio=(1.0, 1.0), hflip_prob=0.0, seed=0
     )
     with pytest.raises(DataError, match=message):
         next(iter(loader))

@@ -28,7 +28,7 @@ def _vit(depth: int = 4) -> FeatureModel:
 @pytest.fixture
 def probe_cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
     use_masks(tiny_cfg, tmp_path, "segmentation")
-    keys = {"ITERS": 60, "IMS_PER_BATCH": 8, "BASE_LR": 0.1, "WARMUP_ITERS": 5, "SCALE": (1.0, 1.0)}
+    keys = {"ITERS": 60, "IMS_PER_BATCH": 8, "BASE_LR": 0.1, "WARMUP_ITERS": 5, "RESIZE_RATIO": (1.0, 1.0)}
     tiny_cfg.merge_from_list([word for key, value in keys.items() for word in (f"TEST.SEGMENTATION.{key}", value)])
     return tiny_cfg
 
@@ -112,7 +112,7 @@ def test_every_key_arrives(probe_cfg: CfgNode) -> None:
         "base_lr": 0.5,
         "warmup_iters": 2,
         "weight_decay": 0.25,
-        "scale": [0.75, 1.5],
+        "resize_ratio": [0.75, 1.5],
         "hflip_prob": 0.125,
         "seed": 9,
     }
@@ -123,7 +123,7 @@ def test_every_key_arrives(probe_cfg: CfgNode) -> None:
     loader, schedule = evaluator.train_batches, evaluator.schedule  # type: ignore[attr-defined]
     assert (schedule.iters, schedule.warmup_iters, schedule.base_lr, schedule.weight_decay) == (7, 2, 0.5, 0.25)
     assert (loader.batch_sampler.batch_size, loader.dataset.seed, loader.dataset.sampler.seed) == (3, 9, 9)
-    assert (loader.dataset.crop.scale, loader.dataset.crop.hflip_prob) == ((0.75, 1.5), 0.125)
+    assert (loader.dataset.crop.resize_ratio, loader.dataset.crop.hflip_prob) == ((0.75, 1.5), 0.125)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(probe_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +135,8 @@ def test_a_batch_that_cannot_be_shared_is_refused(probe_cfg: CfgNode, monkeypatc
 
 
 def test_keys_that_cannot_be_are_refused(probe_cfg: CfgNode) -> None:
-    probe_cfg.merge_from_list(["TEST.SEGMENTATION.SCALE", "(2, 1)", "TEST.SEGMENTATION.NUM_LAST_BLOCKS", 3])
-    with pytest.raises(ConfigError, match=r"(?s)NUM_LAST_BLOCKS must be one of 1, 4.*SCALE must be \(low, high\)"):
+    probe_cfg.merge_from_list(["TEST.SEGMENTATION.RESIZE_RATIO", "(2, 1)", "TEST.SEGMENTATION.NUM_LAST_BLOCKS", 3])
+    with pytest.raises(
+        ConfigError, match=r"(?s)NUM_LAST_BLOCKS must be one of 1, 4.*RESIZE_RATIO must be \(low, high\)"
+    ):
         validate(probe_cfg)
