@@ -38,5 +38,11 @@ def evaluation_problems(cfg: CfgNode) -> Iterator[str]:
     ratio = cfg.TEST.SEGMENTATION.RESIZE_RATIO
     if not (are_numbers(ratio, 2) and 0 < ratio[0] <= ratio[1]):
         yield f"TEST.SEGMENTATION.RESIZE_RATIO must be (low, high) with 0 < low <= high, got {ratio}."
+    probe = cfg.TEST.SEGMENTATION
+    if "segmentation" in cfg.TEST.EVALUATORS and probe.WARMUP_ITERS >= probe.ITERS:
+        yield (
+            f"TEST.SEGMENTATION.WARMUP_ITERS {probe.WARMUP_ITERS} must be below TEST.SEGMENTATION.ITERS {probe.ITERS}; "
+            "else the probe's LR never reaches BASE_LR."
+        )
     if not cfg.TEST.KNN.K or not all(isinstance(k, int) and k > 0 for k in cfg.TEST.KNN.K):
         yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."

@@ -135,6 +135,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(probe_cfg: CfgNode, monkeypatc
 
 
 def test_keys_that_cannot_be_are_refused(probe_cfg: CfgNode) -> None:
+    probe_cfg.TEST.SEGMENTATION.ITERS = 5
+    with pytest.raises(ConfigError, match=r"WARMUP_ITERS 5 must be below TEST\.SEGMENTATION\.ITERS 5"):
+        validate(probe_cfg)
     probe_cfg.merge_from_list(["TEST.SEGMENTATION.RESIZE_RATIO", "(2, 1)", "TEST.SEGMENTATION.NUM_LAST_BLOCKS", 3])
     with pytest.raises(
         ConfigError, match=r"(?s)NUM_LAST_BLOCKS must be one of 1, 4.*RESIZE_RATIO must be \(low, high\)"
