@@ -190,6 +190,8 @@ TESTED_ELSEWHERE = {
     "MODEL.CLASSIFIER.MEAN_PATCH": "meta_arch/test_classifier; no key of pretraining",
     "MODEL.CLASSIFIER.FREEZE_BACKBONE": "meta_arch/test_classifier; no key of pretraining",
     "MODEL.CLASSIFIER.LABEL_SMOOTHING": "meta_arch/test_classifier; no key of pretraining",
+    "MODEL.CLASSIFIER.MIXUP_ALPHA": "meta_arch/test_classifier; no key of pretraining",
+    "MODEL.CLASSIFIER.CUTMIX_ALPHA": "meta_arch/test_classifier; no key of pretraining",
     "INPUT.FORMAT": "data; changes the number of channels with it",
     "SOLVER.NUM_MICRO_BATCHES": "below, to rounding",
     "SOLVER.AMP.PRECISION": "fp16 needs CUDA",
@@ -219,6 +221,25 @@ TESTED_ELSEWHERE = {
     "TEST.LOGREG.MAX_LBFGS_ITERS": "evaluation/test_logreg; no key of pretraining",
     "TEST.LOGREG.TOL": "evaluation/test_logreg; no key of pretraining",
     "TEST.LOGREG.DTYPE": "evaluation/test_logreg; no key of pretraining",
+    **{
+        f"TEST.SEGMENTATION.{key}": "evaluation/test_segmentation; needs masks"
+        for key in (
+            "TRAIN",
+            "NUM_LAST_BLOCKS",
+            "ITERS",
+            "IMS_PER_BATCH",
+            "BASE_LR",
+            "WARMUP_ITERS",
+            "WEIGHT_DECAY",
+            "RESIZE_RATIO",
+            "HFLIP_PROB",
+            "SEED",
+        )
+    },
+    **{
+        f"TEST.DENSE_KNN.{key}": "evaluation/test_dense_knn; needs masks"
+        for key in ("TRAIN", "K", "TEMPERATURE", "NUM_PATCHES", "BALANCED", "SEED", "CHUNK_SIZE")
+    },
     "LOG.TENSORBOARD": "writers",
     "LOG.PROFILE_START_ITER": "hooks",
     "LOG.PROFILE_END_ITER": "hooks",

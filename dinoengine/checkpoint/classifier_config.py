@@ -45,6 +45,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "MODEL.VIT.DROP_PATH_RATE": 0.1,
         "MODEL.CLASSIFIER.FREEZE_BACKBONE": False,
         "MODEL.CLASSIFIER.LABEL_SMOOTHING": 0.1,
+        "MODEL.CLASSIFIER.MIXUP_ALPHA": 0.0,
+        "MODEL.CLASSIFIER.CUTMIX_ALPHA": 0.0,
         "SOLVER.OPTIMIZER": "AdamW",
         "SOLVER.BETAS": (0.9, 0.999),
         **_SHARED,
@@ -68,8 +70,9 @@ _HEADERS = {
 # Full fine-tuning of a classifier.
 #
 # Source    after the fine-tuning of MAE (arXiv:2111.06377, Table 9): AdamW, layer decay, weight decay 0.05, label smoothing
-#           0.1, stochastic depth 0.1; without its RandAugment, mixup and cutmix, and therefore shorter and with a lower
-#           LR. Length and LR are ours and untuned.
+#           0.1, stochastic depth 0.1; without its RandAugment, and therefore shorter (a tenth of its 100 epochs of
+#           ImageNet) and with a lower LR. Length and LR are ours and untuned. Its mixup of 0.8 and cutmix of 1.0 are for
+#           long trainings: set MODEL.CLASSIFIER.MIXUP_ALPHA and CUTMIX_ALPHA with a longer SOLVER.MAX_ITER.
 """,
 }
 

@@ -162,6 +162,12 @@ _C.MODEL.CLASSIFIER.MEAN_PATCH = False
 _C.MODEL.CLASSIFIER.FREEZE_BACKBONE = True
 # Share of the target's probability that is spread over all classes, 0..1. Changes results.
 _C.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
+# Mixup: an image and its neighbour in the batch of a process are added with weights lambda and 1 - lambda, lambda from
+# Beta(alpha, alpha), labels alike; alpha 0 or more, 0: off. Changes results.
+_C.MODEL.CLASSIFIER.MIXUP_ALPHA = 0.0
+# CutMix: a box that covers 1 - lambda of the image is taken from the neighbour; alpha 0 or more, 0: off. With both, each
+# batch gets one of the two at random. Changes results.
+_C.MODEL.CLASSIFIER.CUTMIX_ALPHA = 0.0
 
 _C.MODEL.DDP = CN()
 # Let DistributedDataParallel look for parameters without gradient (slower; for models of your own).

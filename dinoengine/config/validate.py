@@ -42,6 +42,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "MODEL.LOSS.KOLEO_GROUP_SIZE": (0, float("inf"), True),
     "MODEL.CLASSIFIER.NUM_CLASSES": (0, float("inf"), True),
     "MODEL.CLASSIFIER.LABEL_SMOOTHING": (0, 1, True),
+    "MODEL.CLASSIFIER.MIXUP_ALPHA": (0, float("inf"), True),
+    "MODEL.CLASSIFIER.CUTMIX_ALPHA": (0, float("inf"), True),
     "INPUT.LOCAL_CROPS.NUM": (0, float("inf"), True),
     "INPUT.HFLIP_PROB": (0, 1, True),
     "INPUT.COLOR_JITTER.PROB": (0, 1, True),
@@ -92,6 +94,18 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "TEST.LOGREG.NUM_C": (1, float("inf"), True),
     "TEST.LOGREG.MAX_LBFGS_ITERS": (1, float("inf"), True),
     "TEST.LOGREG.TOL": (0, float("inf"), False),
+    "TEST.SEGMENTATION.ITERS": (1, float("inf"), True),
+    "TEST.SEGMENTATION.IMS_PER_BATCH": (1, float("inf"), True),
+    "TEST.SEGMENTATION.BASE_LR": (0, float("inf"), False),
+    "TEST.SEGMENTATION.WARMUP_ITERS": (0, float("inf"), True),
+    "TEST.SEGMENTATION.WEIGHT_DECAY": (0, float("inf"), True),
+    "TEST.SEGMENTATION.HFLIP_PROB": (0, 1, True),
+    "TEST.SEGMENTATION.SEED": (0, float("inf"), True),
+    "TEST.DENSE_KNN.K": (1, float("inf"), True),
+    "TEST.DENSE_KNN.TEMPERATURE": (0, float("inf"), False),
+    "TEST.DENSE_KNN.NUM_PATCHES": (1, float("inf"), True),
+    "TEST.DENSE_KNN.SEED": (0, float("inf"), True),
+    "TEST.DENSE_KNN.CHUNK_SIZE": (1, float("inf"), True),
     "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
     "COLLAPSE_GUARD.GRACE_ITERS": (-1, float("inf"), True),
     "COLLAPSE_GUARD.PATIENCE": (1, float("inf"), True),
@@ -107,6 +121,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.VIT.FFN": ("mlp", "swiglu"),
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
+    "TEST.SEGMENTATION.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L"),
     "TEST.LOGREG.DTYPE": ("float64", "float32"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
@@ -270,6 +285,11 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
         )
         return
     if _is_classifier(cfg):
+        if batch == world_size and (cfg.MODEL.CLASSIFIER.MIXUP_ALPHA or cfg.MODEL.CLASSIFIER.CUTMIX_ALPHA):
+            yield (
+                "MODEL.CLASSIFIER.MIXUP_ALPHA and CUTMIX_ALPHA mix the images of a process, and SOLVER.IMS_PER_BATCH "
+                f"{batch} gives each of {world_size} a single one; raise it, or set both to 0."
+            )
         return
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group == 1:
         yield "MODEL.LOSS.KOLEO_GROUP_SIZE 1 leaves no other image to compare with; use 0 (all) or at least 2."
@@ -297,8 +317,20 @@ def _check_precision(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_names(cfg: CfgNode) -> Iterator[str]:
-    evaluators = ("TEST.KNN.TRAIN", "TEST.LINEAR.TRAIN", "TEST.LINEAR.VAL", "TEST.LOGREG.TRAIN", "TEST.LOGREG.VAL")
-    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "TEST.EVALUATORS", "TEST.TRAIN_PER_TEST", *evaluators):
+    evaluators = (
+        "KNN.TRAIN",
+        "LINEAR.TRAIN",
+        "LINEAR.VAL",
+        "LOGREG.TRAIN",
+        "LOGREG.VAL",
+        "SEGMENTATION.TRAIN",
+        "DENSE_KNN.TRAIN",
+    )
+    for key in (
+        "DATASETS.TRAIN",
+        "DATASETS.TEST",
+        *(f"TEST.{name}" for name in ("EVALUATORS", "TRAIN_PER_TEST", *evaluators)),
+    ):
         if not all(isinstance(name, str) and name for name in _get(cfg, key)):
             yield f"{key} must list names, got {_get(cfg, key)}; write a number in quotes if it is a name."
 

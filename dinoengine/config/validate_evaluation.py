@@ -44,6 +44,7 @@ def evaluation_problems(cfg: CfgNode) -> Iterator[str]:
         yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."
     yield from _training_set_problems(cfg)
     yield from _linear_problems(cfg)
+    yield from _segmentation_problems(cfg)
     low_high = cfg.TEST.LOGREG.C_LOG10_RANGE
     if not (are_numbers(low_high, 2) and -300 < low_high[0] <= low_high[1] < 300):
         yield f"TEST.LOGREG.C_LOG10_RANGE must be (low, high), powers of 10, with low <= high, got {low_high}."
@@ -85,3 +86,15 @@ def _linear_problems(cfg: CfgNode) -> Iterator[str]:
         yield f"TEST.LINEAR.MEAN_PATCH must list True, False or both, got {mean_patch}."
     if not (are_numbers(linear.CROP_SCALE, 2) and 0 <= linear.CROP_SCALE[0] <= linear.CROP_SCALE[1] <= 1):
         yield f"TEST.LINEAR.CROP_SCALE must be (low, high) with 0 <= low <= high <= 1, got {linear.CROP_SCALE}."
+
+
+def _segmentation_problems(cfg: CfgNode) -> Iterator[str]:
+    probe = cfg.TEST.SEGMENTATION
+    ratio = probe.RESIZE_RATIO
+    if not (are_numbers(ratio, 2) and 0 < ratio[0] <= ratio[1]):
+        yield f"TEST.SEGMENTATION.RESIZE_RATIO must be (low, high) with 0 < low <= high, got {ratio}."
+    if "segmentation" in cfg.TEST.EVALUATORS and probe.WARMUP_ITERS >= probe.ITERS:
+        yield (
+            f"TEST.SEGMENTATION.WARMUP_ITERS {probe.WARMUP_ITERS} must be below TEST.SEGMENTATION.ITERS {probe.ITERS}; "
+            "else the probe's LR never reaches BASE_LR."
+        )

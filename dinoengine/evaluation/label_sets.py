@@ -77,7 +77,7 @@ def match_label_sets(
     test_names = class_names(test_set, evaluator, f"the {which} {test!r}")
     train_labels = labels_by_name(train_names, test_names)
     extra = [name for name in train_names if name not in set(test_names)]  # in the order labels_by_name numbers them
-    _warn_of_shared_images(train_set, test_set, f"{which} {test!r}")
+    warn_of_shared_images(train_set, test_set, f"{which} {test!r}")
     _warn_of_single_images(train_set, train_names)
     return LabelSets(strings, train_loader, train_labels, [*test_names, *extra])
 
@@ -133,7 +133,7 @@ def shared_images(first: ImageDataset, second: ImageDataset) -> list[str]:
     return [name for i in range(len(second)) if (name := second.describe(i)) in names]
 
 
-def _warn_of_shared_images(train_set: ImageDataset, test_set: ImageDataset, which: str) -> None:
+def warn_of_shared_images(train_set: ImageDataset, test_set: ImageDataset, which: str) -> None:
     if shared := shared_images(train_set, test_set):
         log_first_n(
             logging.WARNING,

@@ -40,6 +40,8 @@ def test_linear_evaluation_is_the_published_one() -> None:
                 "MEAN_PATCH": True,
                 "FREEZE_BACKBONE": True,
                 "LABEL_SMOOTHING": 0.0,
+                "MIXUP_ALPHA": 0.0,
+                "CUTMIX_ALPHA": 0.0,
             }
         )
         == cfg.MODEL.CLASSIFIER
@@ -56,6 +58,7 @@ def test_fine_tuning_trains_the_backbone_with_layer_decay() -> None:
     assert not cfg.MODEL.CLASSIFIER.FREEZE_BACKBONE
     assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.LAYER_DECAY, cfg.SOLVER.WEIGHT_DECAY_END) == ("AdamW", 0.75, 0.05)
     assert (cfg.MODEL.VIT.DROP_PATH_RATE, cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING) == (0.1, 0.1)
+    assert (cfg.MODEL.CLASSIFIER.MIXUP_ALPHA, cfg.MODEL.CLASSIFIER.CUTMIX_ALPHA) == (0, 0)  # stated, for long ones
 
 
 @pytest.mark.parametrize("mode", ["linear", "finetune"])

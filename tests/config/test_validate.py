@@ -305,6 +305,15 @@ def test_a_batch_that_does_not_divide_is_told_the_nearest() -> None:
     assert "the nearest possible: 18 or 24" in problem
 
 
+def test_mixing_needs_a_second_image_in_every_process() -> None:
+    classifier = ["MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL.CLASSIFIER.NUM_CLASSES", 2]
+    classifier += ["INPUT.AUGMENTATION", "SingleCrop", "SOLVER.IMS_PER_BATCH", 4]
+    (problem,) = _problems(*classifier, "MODEL.CLASSIFIER.CUTMIX_ALPHA", 1.0, world_size=4)
+    assert "SOLVER.IMS_PER_BATCH 4 gives each of 4 a single one" in problem
+    assert _problems(*classifier, "MODEL.CLASSIFIER.CUTMIX_ALPHA", 1.0, world_size=2) == []
+    assert _problems(*classifier, world_size=4) == []
+
+
 def test_a_batch_smaller_than_the_world_is_told_one_size_once() -> None:
     (problem,) = _problems("SOLVER.IMS_PER_BATCH", 3, world_size=4)
     assert "4 and 4" not in problem

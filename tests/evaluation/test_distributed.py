@@ -27,6 +27,7 @@ from dinoengine.modeling.layers.pixel_norm import PixelNorm
 from dinoengine.modeling.meta_arch.feature_model import FeatureModel, PrototypeHead
 from dinoengine.structures import BackboneOutput
 from dinoengine.utils import comm
+from tests.masks import write_mask_folder
 
 BANK = "synthetic:num_images=37:num_classes=6:size=16"
 QUERIES = "synthetic:num_images=13:num_classes=6:size=16:seed=1"
@@ -94,11 +95,23 @@ def _probe(cfg: CfgNode, model: FeatureModel) -> dict[str, Any]:
     return found
 
 
+def _evaluate_masks(folder: Path) -> dict[str, Any]:
+    """Of 5 test images and 10 training images; two processes have parts of different size."""
+    cfg, test = _cfg(str(folder)), f"masks:{folder / 'test'}"
+    cfg.DATASETS.TRAIN = (f"masks:{folder / 'train'}",)
+    cfg.merge_from_list(["INPUT.TEST.CROP_SIZE_PX=32", "TEST.EVALUATORS=('segmentation','dense_knn')"])
+    cfg.merge_from_list(["TEST.SEGMENTATION.ITERS=20", "TEST.SEGMENTATION.IMS_PER_BATCH=4"])
+    cfg.merge_from_list(["TEST.SEGMENTATION.BASE_LR=0.1", "TEST.SEGMENTATION.WARMUP_ITERS=2"])
+    cfg.merge_from_list(["TEST.DENSE_KNN.NUM_PATCHES=60", "TEST.DENSE_KNN.K=3"])
+    return inference_on_dataset(_model(), build_test_loader(cfg, test), build_evaluator(cfg, test))
+
+
 def _run_rank(rank: int, folder: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = _evaluate_everything(folder)
+    found["masks"] = _evaluate_masks(Path(folder))
     try:
         extract_features(_model(BrokenForLateImages), build_test_loader(_cfg(folder), QUERIES))
     except ValueError as error:
@@ -108,8 +121,15 @@ def _run_rank(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("two_ranks")
+    write_mask_folder(folder / "train", 10)
+    write_mask_folder(folder / "test", 5, first_seed=100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> list[dict[str, Any]]:
     mp.spawn(_run_rank, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -153,6 +173,15 @@ def test_label_free_results_are_those_of_one_process(
     expected = one_process[f"label_free_{size}"]
     assert two_ranks[0][f"label_free_{size}"] == pytest.approx(expected, rel=1e-5, nan_ok=True)
     assert len(expected) == 10
+
+
+def test_segmentation_results_are_those_of_one_process(two_ranks: list[dict[str, Any]], folder: Path) -> None:
+    one_process = _evaluate_masks(folder)
+    assert two_ranks[0]["masks"] == two_ranks[1]["masks"]
+    for task in ("segmentation", "dense_knn"):
+        # Sums over two processes are rounded otherwise; a pixel of 4480 may change sides.
+        assert two_ranks[0]["masks"][task] == pytest.approx(one_process[task], abs=0.1)
+        assert 40 < one_process[task]["miou"] < 100  # a comparison that could have failed
 
 
 def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]) -> None:
