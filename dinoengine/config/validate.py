@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dinoengine.config import validate_evaluation as evaluation
 from dinoengine.config.config import CfgNode, ConfigError
-from dinoengine.config.validate_evaluation import are_numbers, evaluation_problems
+from dinoengine.config.validate_evaluation import are_numbers
 from dinoengine.utils.registry import suggest
 
 # key -> smallest value, largest value, whether the ends are allowed
@@ -77,36 +78,6 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "SOLVER.REFERENCE_WORLD_SIZE": (0, float("inf"), True),
     "SOLVER.CHECKPOINT_PERIOD": (0, float("inf"), True),
     "SOLVER.CHECKPOINT_MAX_TO_KEEP": (0, float("inf"), True),
-    "TEST.EVAL_PERIOD": (0, float("inf"), True),
-    "TEST.EARLY_STOPPING_PATIENCE": (0, float("inf"), True),
-    "TEST.IMS_PER_BATCH": (1, float("inf"), True),
-    "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
-    "TEST.KNN.CHUNK_SIZE": (1, float("inf"), True),
-    "TEST.LINEAR.EPOCHS": (0, float("inf"), True),
-    "TEST.LINEAR.ITERS": (0, float("inf"), True),
-    "TEST.LINEAR.IMS_PER_BATCH": (1, float("inf"), True),
-    "TEST.LINEAR.HFLIP_PROB": (0, 1, True),
-    "TEST.LINEAR.SEED": (0, float("inf"), True),
-    "TEST.LINEAR.VAL_PERIOD": (0, float("inf"), True),
-    "TEST.LINEAR.CHECKPOINT_PERIOD": (0, float("inf"), True),
-    "TEST.LOGREG.HELD_OUT": (0, 1, False),
-    "TEST.LOGREG.SEED": (0, float("inf"), True),
-    "TEST.LOGREG.NUM_C": (1, float("inf"), True),
-    "TEST.LOGREG.MAX_LBFGS_ITERS": (1, float("inf"), True),
-    "TEST.LOGREG.TOL": (0, float("inf"), False),
-    "TEST.SEGMENTATION.ITERS": (1, float("inf"), True),
-    "TEST.SEGMENTATION.IMS_PER_BATCH": (1, float("inf"), True),
-    "TEST.SEGMENTATION.BASE_LR": (0, float("inf"), False),
-    "TEST.SEGMENTATION.WARMUP_ITERS": (0, float("inf"), True),
-    "TEST.SEGMENTATION.WEIGHT_DECAY": (0, float("inf"), True),
-    "TEST.SEGMENTATION.HFLIP_PROB": (0, 1, True),
-    "TEST.SEGMENTATION.SEED": (0, float("inf"), True),
-    "TEST.DENSE_KNN.K": (1, float("inf"), True),
-    "TEST.DENSE_KNN.TEMPERATURE": (0, float("inf"), False),
-    "TEST.DENSE_KNN.NUM_PATCHES": (1, float("inf"), True),
-    "TEST.DENSE_KNN.SEED": (0, float("inf"), True),
-    "TEST.DENSE_KNN.CHUNK_SIZE": (1, float("inf"), True),
-    "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
     "COLLAPSE_GUARD.GRACE_ITERS": (-1, float("inf"), True),
     "COLLAPSE_GUARD.PATIENCE": (1, float("inf"), True),
     "LOG.PROFILE_START_ITER": (0, float("inf"), True),
@@ -121,13 +92,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.VIT.FFN": ("mlp", "swiglu"),
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
-    "TEST.SEGMENTATION.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L"),
-    "TEST.LOGREG.DTYPE": ("float64", "float32"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
     "COLLAPSE_GUARD.ACTION": ("off", "warn", "stop", "rollback"),
-    "TEST.BEST_METRIC_MODE": ("max", "min"),
 }
 
 
@@ -150,7 +118,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_input,
         _check_sizes,
         _check_names,
-        evaluation_problems,
+        evaluation.problems,
         _check_classifier,
     ]
     if training:
@@ -179,7 +147,7 @@ def _is_classifier(cfg: CfgNode) -> bool:
 
 
 def _check_ranges(cfg: CfgNode) -> Iterator[str]:
-    for key, (low, high, closed) in _RANGES.items():
+    for key, (low, high, closed) in (_RANGES | evaluation.RANGES).items():
         value = _get(cfg, key)
         assert isinstance(value, (int, float)), key
         if not math.isfinite(value) or not (low <= value <= high if closed else low < value < high):
@@ -196,7 +164,7 @@ def _check_ranges(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_choices(cfg: CfgNode) -> Iterator[str]:
-    for key, choices in _CHOICES.items():
+    for key, choices in (_CHOICES | evaluation.CHOICES).items():
         value = str(_get(cfg, key))
         if value not in choices:
             yield f"{key} must be one of {', '.join(choices)}; got {value!r}{suggest(value, list(choices))}."
@@ -317,20 +285,7 @@ def _check_precision(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_names(cfg: CfgNode) -> Iterator[str]:
-    evaluators = (
-        "KNN.TRAIN",
-        "LINEAR.TRAIN",
-        "LINEAR.VAL",
-        "LOGREG.TRAIN",
-        "LOGREG.VAL",
-        "SEGMENTATION.TRAIN",
-        "DENSE_KNN.TRAIN",
-    )
-    for key in (
-        "DATASETS.TRAIN",
-        "DATASETS.TEST",
-        *(f"TEST.{name}" for name in ("EVALUATORS", "TRAIN_PER_TEST", *evaluators)),
-    ):
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", *evaluation.NAME_LISTS):
         if not all(isinstance(name, str) and name for name in _get(cfg, key)):
             yield f"{key} must list names, got {_get(cfg, key)}; write a number in quotes if it is a name."
 

@@ -8,6 +8,58 @@ from typing import Any
 
 from dinoengine.config.config import CfgNode
 
+# The tables of ``validate`` for these keys: smallest value, largest value, whether the ends are allowed;
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "TEST.LINEAR.HFLIP_PROB": (0, 1, True),
+    "TEST.LOGREG.HELD_OUT": (0, 1, False),
+    "TEST.SEGMENTATION.HFLIP_PROB": (0, 1, True),
+    "TEST.EVAL_PERIOD": (0, float("inf"), True),
+    "TEST.EARLY_STOPPING_PATIENCE": (0, float("inf"), True),
+    "TEST.IMS_PER_BATCH": (1, float("inf"), True),
+    "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
+    "TEST.KNN.CHUNK_SIZE": (1, float("inf"), True),
+    "TEST.LINEAR.EPOCHS": (0, float("inf"), True),
+    "TEST.LINEAR.ITERS": (0, float("inf"), True),
+    "TEST.LINEAR.IMS_PER_BATCH": (1, float("inf"), True),
+    "TEST.LINEAR.SEED": (0, float("inf"), True),
+    "TEST.LINEAR.VAL_PERIOD": (0, float("inf"), True),
+    "TEST.LINEAR.CHECKPOINT_PERIOD": (0, float("inf"), True),
+    "TEST.LOGREG.SEED": (0, float("inf"), True),
+    "TEST.LOGREG.NUM_C": (1, float("inf"), True),
+    "TEST.LOGREG.MAX_LBFGS_ITERS": (1, float("inf"), True),
+    "TEST.LOGREG.TOL": (0, float("inf"), False),
+    "TEST.SEGMENTATION.ITERS": (1, float("inf"), True),
+    "TEST.SEGMENTATION.IMS_PER_BATCH": (1, float("inf"), True),
+    "TEST.SEGMENTATION.BASE_LR": (0, float("inf"), False),
+    "TEST.SEGMENTATION.WARMUP_ITERS": (0, float("inf"), True),
+    "TEST.SEGMENTATION.WEIGHT_DECAY": (0, float("inf"), True),
+    "TEST.SEGMENTATION.SEED": (0, float("inf"), True),
+    "TEST.DENSE_KNN.K": (1, float("inf"), True),
+    "TEST.DENSE_KNN.TEMPERATURE": (0, float("inf"), False),
+    "TEST.DENSE_KNN.NUM_PATCHES": (1, float("inf"), True),
+    "TEST.DENSE_KNN.SEED": (0, float("inf"), True),
+    "TEST.DENSE_KNN.CHUNK_SIZE": (1, float("inf"), True),
+    "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
+}
+# allowed values;
+CHOICES: dict[str, tuple[str, ...]] = {
+    "TEST.SEGMENTATION.NUM_LAST_BLOCKS": ("1", "4"),
+    "TEST.LOGREG.DTYPE": ("float64", "float32"),
+    "TEST.BEST_METRIC_MODE": ("max", "min"),
+}
+# lists of names.
+NAME_LISTS = (
+    "TEST.EVALUATORS",
+    "TEST.TRAIN_PER_TEST",
+    "TEST.KNN.TRAIN",
+    "TEST.LINEAR.TRAIN",
+    "TEST.LINEAR.VAL",
+    "TEST.LOGREG.TRAIN",
+    "TEST.LOGREG.VAL",
+    "TEST.SEGMENTATION.TRAIN",
+    "TEST.DENSE_KNN.TRAIN",
+)
+
 
 def are_numbers(values: tuple[Any, ...], length: int | None = None) -> bool:
     """Whether these are finite numbers (``length`` of them)."""
@@ -15,7 +67,7 @@ def are_numbers(values: tuple[Any, ...], length: int | None = None) -> bool:
     return numbers and length in (None, len(values))
 
 
-def evaluation_problems(cfg: CfgNode) -> Iterator[str]:
+def problems(cfg: CfgNode) -> Iterator[str]:
     """What is wrong with the keys under TEST (their ranges are checked with all others)."""
     for name in cfg.TEST.BASELINES:
         if name not in ("pixels", "untrained"):

@@ -80,7 +80,7 @@ def match_mask_sets(
         )
     train_classes = torch.full((256,), IGNORE, dtype=torch.uint8)
     train_classes[: len(numbers)] = torch.tensor(numbers, dtype=torch.uint8)
-    warn_of_shared_images(train_set, test_set, test)
+    warn_of_shared_images(train_set, test_set, f"test set {test!r}")
     return MaskSets(train_loader, train_classes, [*test_names, *extra])
 
 
