@@ -36,8 +36,18 @@ _C.TEST.KNN.TRAIN = ()
 _C.TEST.KNN.K = (10, 20, 100, 200)
 # Softmax temperature of the neighbours' votes.
 _C.TEST.KNN.TEMPERATURE = 0.07
-# Query rows compared with the bank at a time; bounds memory, does not change results.
-_C.TEST.KNN.CHUNK_SIZE = 1024
+# Few-shot: numbers of training images per class, e.g. (1, 5, 10), evaluated beside the whole training set with the k up to
+# that number and the number itself; results are called top1_k5_n10. Empty: off.
+_C.TEST.KNN.NUM_PER_CLASS = ()
+# Random choices of these images (the number of the try is the seed); reported are the mean and, for several, the standard
+# deviation (top1_k5_n10_std).
+_C.TEST.KNN.NUM_TRIES = 1
+# MiB of similarities held at a time, over training and test images both; the search needs about as much again, plus a copy
+# of the features. Does not change results.
+_C.TEST.KNN.MEMORY_MIB = 256
+# Type in which similarities are computed: "float32", "float16" or "bfloat16". Half the memory and faster on a GPU; on a CPU
+# mostly slower. Rounding makes ties, which the order of the training set decides: changes results slightly.
+_C.TEST.KNN.SIMILARITY_DTYPE = "float32"
 
 # Recompute BatchNorm statistics before each evaluation (only for models that have BatchNorm).
 _C.TEST.PRECISE_BN = CN()

@@ -78,7 +78,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "TEST.EVAL_PERIOD": (0, float("inf"), True),
     "TEST.IMS_PER_BATCH": (1, float("inf"), True),
     "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
-    "TEST.KNN.CHUNK_SIZE": (1, float("inf"), True),
+    "TEST.KNN.NUM_TRIES": (1, float("inf"), True),
+    "TEST.KNN.MEMORY_MIB": (1, float("inf"), True),
     "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
     "LOG.PROFILE_START_ITER": (0, float("inf"), True),
     "LOG.PROFILE_END_ITER": (0, float("inf"), True),
@@ -93,6 +94,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L"),
+    "TEST.KNN.SIMILARITY_DTYPE": ("float32", "float16", "bfloat16"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
 }

@@ -37,3 +37,5 @@ def evaluation_problems(cfg: CfgNode) -> Iterator[str]:
         yield f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC!r} needs DATASETS.TEST and TEST.EVAL_PERIOD > 0."
     if not cfg.TEST.KNN.K or not all(isinstance(k, int) and k > 0 for k in cfg.TEST.KNN.K):
         yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."
+    if not all(isinstance(n, int) and n > 0 for n in cfg.TEST.KNN.NUM_PER_CLASS):
+        yield f"TEST.KNN.NUM_PER_CLASS must list positive whole numbers (or nothing), got {cfg.TEST.KNN.NUM_PER_CLASS}."

@@ -48,9 +48,7 @@ class NeighbourSearch:
     the kernels of a matrix product may depend on its size, so similarities may differ in their last bits.
     """
 
-    def __init__(
-        self, bank: Tensor, k: int, *, memory_mib: int = 256, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, bank: Tensor, k: int, *, memory_mib: int = 256, dtype: torch.dtype = torch.float32) -> None:
         """
         Args:
             bank: [N, D] of any length but zero, N < 2**32; a row of zeros is similar to nothing (0).
@@ -63,7 +61,7 @@ class NeighbourSearch:
             ValueError: if ``k`` is out of range.
         """
         if not 1 <= k <= len(bank):
-            raise ValueError(f"k is 1..{len(bank)}, the number of rows of the bank; got {k}.")
+            raise ValueError(f"k must be 1 to {len(bank)}, the number of rows of the bank; got {k}.")
         self.bank, self.num_rows, self.k = _unit_rows(bank, dtype), len(bank), k
         num_bytes = memory_mib * 2**20
         # The candidates of a query are 2k keys of 8 bytes at most, and what a tile adds.
@@ -74,9 +72,9 @@ class NeighbourSearch:
         self._candidates = _Candidates(self.query_rows, k, self.tile_rows, bank.device)
 
     def search(self, queries: Tensor) -> Iterator[Neighbours]:
-        """[Q, D] -> the neighbours of ``query_rows`` queries at a time, in their order."""
+        """[Q, D], on any device -> the neighbours of ``query_rows`` queries at a time, in their order."""
         for start in range(0, len(queries), self.query_rows):
-            rows = queries[start : start + self.query_rows]
+            rows = queries[start : start + self.query_rows].to(self.bank.device)
             keys = self._best(_unit_rows(rows, self.bank.dtype))[: len(rows)]
             yield Neighbours(start, _similarity_of(keys), _INDEX_MASK - (keys & _INDEX_MASK))
 
