@@ -48,19 +48,12 @@ def make_record(
         protocol: ``DatasetEvaluator.protocol()``.
         iteration: of the training that is running, numbered as in metrics.json; None: the weights came from MODEL.WEIGHTS.
     """
-    test = cfg.INPUT.TEST
     return {
         "dataset": dataset,
         "num_images": num_images,
         "results": results,
         "protocol": protocol,
-        "preprocessing": {
-            "format": cfg.INPUT.FORMAT,
-            "resize_px": test.RESIZE_PX,
-            "crop_size_px": list(test.CROP_SIZE_PX),
-            "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
-            "pixel_std": list(cfg.MODEL.PIXEL_STD),
-        },
+        "preprocessing": preprocessing_of(cfg),
         "weights": {
             "sha256": weights_sha256(model),
             "file": cfg.MODEL.WEIGHTS if iteration is None else "",
@@ -68,6 +61,17 @@ def make_record(
         },
         "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def preprocessing_of(cfg: CfgNode) -> dict[str, Any]:
+    """What happens to an image before the model sees it; JSON-serialisable."""
+    return {
+        "format": cfg.INPUT.FORMAT,
+        "resize_px": cfg.INPUT.TEST.RESIZE_PX,
+        "crop_size_px": list(cfg.INPUT.TEST.CROP_SIZE_PX),
+        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+        "pixel_std": list(cfg.MODEL.PIXEL_STD),
     }
 
 
@@ -92,9 +96,15 @@ def save_record(record: Mapping[str, Any], output_dir: str) -> str:
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Why two records are not comparable, one line each; empty if they are."""
+    parts = ("dataset", "num_images", "protocol", "preprocessing")
+    return differing_settings({part: first[part] for part in parts}, {part: second[part] for part in parts})
+
+
+def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """One line ``name: value and other value`` for each leaf in which two nested dicts differ."""
     found: list[str] = []
-    for part in ("dataset", "num_images", "protocol", "preprocessing"):
-        one, other = _flat(first[part], part), _flat(second[part], part)
+    for part in dict.fromkeys((*first, *second)):
+        one, other = _flat(first.get(part), part), _flat(second.get(part), part)
         found += [
             f"{key}: {one.get(key, 'none')} and {other.get(key, 'none')}"
             for key in sorted(one.keys() | other.keys())
