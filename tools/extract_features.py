@@ -62,7 +62,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--normalize", action="store_true", help="give each row (each token) length 1")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the arrays (default: float32)")
     parser.add_argument("--resize", type=int, metavar="PX", help="shorter side before the crop; 0 leaves the size")
-    parser.add_argument("--crop", type=int, metavar="PX", help="edge of the centre crop (default of both: see below W)")
+    parser.add_argument(
+        "--crop",
+        type=int,
+        metavar="PX",
+        help="edge of the centre crop (default of both: W's config, else as published)",
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="over all processes (default: 64)")
     parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes for each process")
     parser.add_argument("--num-processes", type=int, metavar="N", help="on a GPU one each (default: 1)")

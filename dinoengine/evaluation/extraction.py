@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dinoengine.config import CfgNode
-from dinoengine.data import build_test_loader
+from dinoengine.data import ImageDataset, build_test_loader
 from dinoengine.evaluation.feature_store import FeatureStore, StoreWriter, require_pyarrow
 from dinoengine.evaluation.features import not_finite
 from dinoengine.evaluation.records import preprocessing_of, weights_sha256
 from dinoengine.modeling import FeatureModel
-from dinoengine.structures import BackboneOutput
+from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
 from dinoengine.utils.logger import log_every_n_seconds
 
@@ -129,38 +129,45 @@ def extract_to_store(
 def _fill(writer: StoreWriter, model: FeatureModel, loader: Any, extraction: Extraction, show_progress: bool) -> None:
     from tqdm import tqdm
 
-    device = next(model.parameters()).device
-    num_images, done, flushed = len(loader.sampler), 0, time.monotonic()
+    num_images, flushed = len(loader.sampler), time.monotonic()
     is_shown = show_progress and comm.is_main_process()
     # disable=None: no bar where standard error is no terminal; the log says how far it is.
     bar = tqdm(total=num_images, unit="image", desc="features", disable=None if is_shown else True)
-    with bar, torch.inference_mode():
-        for batch in loader:
-            outputs = model.forward_last_blocks(batch.images.to(device), extraction.num_last_blocks)
-            rows = {name: row.cpu() for name, row in extraction.rows(outputs).items()}
-            _require_finite(rows, batch.indices, writer, extraction.dtype)
-            dtype = getattr(torch, extraction.dtype)
-            writer.write(batch.indices.numpy(), {name: row.to(dtype).numpy() for name, row in rows.items()})
-            done += len(batch)
-            bar.update(len(batch))
-            message = f"{done} of {num_images} images of this process"
-            if bar.disable:
-                log_every_n_seconds(logging.INFO, message, 10, name=__name__, key="progress")
-            if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
-                writer.flush()
-                flushed = time.monotonic()
+    done = 0
+    try:
+        with bar, torch.inference_mode():
+            for batch in loader:
+                _write_batch(writer, model, batch, extraction)
+                done += len(batch)
+                bar.update(len(batch))
+                if bar.disable:
+                    message = f"{done} of {num_images} images of this process"
+                    log_every_n_seconds(logging.INFO, message, 10, name=__name__, key="progress")
+                if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
+                    writer.flush()
+                    flushed = time.monotonic()
+    finally:
+        writer.flush()  # what was done stays done, whatever stops the run
 
 
-def _require_finite(rows: dict[str, Tensor], indices: Tensor, writer: StoreWriter, dtype: str) -> None:
-    """What was done before stays done; the images named are those of the first batch that has some."""
-    finite = torch.stack([torch.isfinite(row).flatten(1).all(dim=1) for row in rows.values()]).all(0)
-    fits = torch.stack([torch.isfinite(row.to(getattr(torch, dtype))).flatten(1).all(dim=1) for row in rows.values()])
-    bad = indices[~finite].tolist()
-    if bad:
-        raise ValueError(not_finite(bad, len(indices), writer.dataset))
-    if not fits.all():
-        names = ", ".join(writer.dataset.describe(i) for i in indices[~fits.all(0)].tolist()[:5])
+def _write_batch(writer: StoreWriter, model: FeatureModel, batch: ImageBatch, extraction: Extraction) -> None:
+    device = next(model.parameters()).device
+    outputs = model.forward_last_blocks(batch.images.to(device), extraction.num_last_blocks)
+    exact = {name: row.cpu() for name, row in extraction.rows(outputs).items()}
+    _require_finite(exact, batch.indices, writer.dataset, "")
+    rows = {name: row.to(getattr(torch, extraction.dtype)) for name, row in exact.items()}
+    _require_finite(rows, batch.indices, writer.dataset, extraction.dtype)
+    writer.write(batch.indices.numpy(), {name: row.numpy() for name, row in rows.items()})
+
+
+def _require_finite(rows: dict[str, Tensor], indices: Tensor, dataset: ImageDataset, dtype: str) -> None:
+    """Names images of this batch; with ``dtype`` the rows were finite before they were rounded to it."""
+    bad = indices[~torch.stack([torch.isfinite(row).flatten(1).all(dim=1) for row in rows.values()]).all(0)].tolist()
+    if bad and dtype:
+        names = ", ".join(dataset.describe(i) for i in bad[:5])
         raise ValueError(f"Features are too large for {dtype}, e.g. those of {names}; take float32, or normalize them.")
+    if bad:
+        raise ValueError(not_finite(bad, len(indices), dataset))
 
 
 def _row_shapes(model: FeatureModel, cfg: CfgNode, extraction: Extraction) -> dict[str, tuple[int, ...]]:

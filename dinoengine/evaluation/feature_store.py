@@ -35,10 +35,10 @@ class FeatureStore:
     """A finished store, for reading.
 
     Attributes:
-        meta: what the features are of and how they were made: "weights", "dataset", "num_images", "preprocessing",
-            "extraction", "arrays", "class_names".
+        meta: what the features are of and how they were made: "dataset", "num_images", "weights_sha256", "weights_file",
+            "preprocessing", "extraction", "arrays", "class_names" and more.
         features: kind of token -> memory-mapped array, one row per image in the order of the dataset: "cls" and
-            "mean_patch" [images, n * D], "patch" and "register" [images, tokens, n * D], for the n last blocks side by side.
+            "mean_patch" [images, n * D], "patch" and "register" [images, tokens, n * D], n last blocks side by side.
         names: what the dataset calls each image: a path, or dataset and index.
         labels: [images] int64, or None for a dataset without labels.
     """

@@ -158,9 +158,9 @@ def _accuracy(
     num_votes = max(1, memory_mib * 2**20 // (16 * len(classes)))  # queries whose votes are counted at a time
     correct = {f"top{top}_k{k}": 0 for k in ks for top in tops}
     for found in search.search(queries.features[start:stop]):
-        for part in torch.arange(len(found.index), device=device).split(num_votes):
+        for part in torch.arange(len(found.indices), device=device).split(num_votes):
             labels = right[start + found.start + part]
-            neighbour_classes = bank_classes[found.index[part]]
+            neighbour_classes = bank_classes[found.indices[part]]
             for k in dict.fromkeys(ks):
                 scores = knn_scores(found.similarity[part], neighbour_classes, len(classes), used[k], temperature)
                 has_vote = scores.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) > 0

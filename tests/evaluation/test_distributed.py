@@ -14,7 +14,15 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import build_test_loader
-from dinoengine.evaluation import build_evaluator, extract_features, extract_pixels, inference_on_dataset
+from dinoengine.evaluation import (
+    Extraction,
+    FeatureStore,
+    build_evaluator,
+    extract_features,
+    extract_pixels,
+    extract_to_store,
+    inference_on_dataset,
+)
 from dinoengine.modeling.backbone import VisionTransformer
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
 from dinoengine.modeling.meta_arch.feature_model import FeatureModel
@@ -66,10 +74,11 @@ def _evaluate_everything() -> dict[str, Any]:
 
 
 def _run_rank(rank: int, folder: str) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
+    os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = _evaluate_everything()
+    extract_to_store(_model(), _cfg(), QUERIES, f"{folder}/store", Extraction(("cls", "patch")))
     try:
         extract_features(_model(BrokenForLateImages), build_test_loader(_cfg(), QUERIES))
     except ValueError as error:
@@ -79,10 +88,15 @@ def _run_rank(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("two_ranks")
     mp.spawn(_run_rank, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder_of_ranks: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder_of_ranks / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +125,18 @@ def test_both_processes_hold_the_same_bits(two_ranks: list[dict[str, Any]]) -> N
         assert torch.equal(first[f"cls_{size}"], second[f"cls_{size}"])
 
 
+def test_two_processes_extract_the_rows_of_one(folder_of_ranks: Path, tmp_path: Path) -> None:
+    together = FeatureStore(str(folder_of_ranks / "store"))
+    alone = extract_to_store(_model(), _cfg(), QUERIES, str(tmp_path / "store"), Extraction(("cls", "patch")))
+    assert together.features["cls"].shape == (13, 16)
+    for name in ("cls", "patch"):
+        torch.testing.assert_close(
+            torch.tensor(together.features[name]), torch.tensor(alone.features[name]), rtol=1e-5, atol=1e-5
+        )
+    assert together.names == alone.names
+    assert together.meta["index_sha256"] == alone.meta["index_sha256"]
+
+
 def test_knn_results_are_those_of_one_process(two_ranks: list[dict[str, Any]], one_process: dict[str, Any]) -> None:
     assert two_ranks[0]["knn"] == two_ranks[1]["knn"] == one_process["knn"]
     assert one_process["knn"]["knn"].keys() == {f"top{top}_k{k}" for top in (1, 5) for k in (1, 5, 100)}
@@ -120,4 +146,7 @@ def test_knn_results_are_those_of_one_process(two_ranks: list[dict[str, Any]], o
 def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]) -> None:
     messages = [rank["error"] for rank in two_ranks]
     assert messages[0] == messages[1]
-    assert "features of 7 of 13 images are not finite, e.g. images number [6, 7, 8, 9, 10]" in messages[0]
+    assert (
+        "features of 7 of 13 images are not finite, e.g. synthetic[6], synthetic[7], synthetic[8], synthetic[9], synthetic[10]"
+        in messages[0]
+    )

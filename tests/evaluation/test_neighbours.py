@@ -11,8 +11,8 @@ from dinoengine.evaluation.neighbours import NeighbourSearch
 
 def _found(bank: Tensor, queries: Tensor, k: int, **options: int) -> tuple[Tensor, Tensor]:
     parts = list(NeighbourSearch(bank, k, **options).search(queries))
-    assert [part.start for part in parts] == [sum(len(p.index) for p in parts[:i]) for i in range(len(parts))]
-    return torch.cat([part.similarity for part in parts]), torch.cat([part.index for part in parts])
+    assert [part.start for part in parts] == [sum(len(p.indices) for p in parts[:i]) for i in range(len(parts))]
+    return torch.cat([part.similarity for part in parts]), torch.cat([part.indices for part in parts])
 
 
 def _slow(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
