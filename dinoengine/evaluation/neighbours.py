@@ -145,7 +145,7 @@ class _Candidates:
         opened = tile.view(-1, _GROUP).index_select(0, group).float()  # [groups, _GROUP]
         bound = self.bound.index_select(0, group // num_groups)
         found = (opened > bound).flatten().nonzero().squeeze(1)
-        group = group.indices_select(0, found // _GROUP)
+        group = group.index_select(0, found // _GROUP)
         row = group // num_groups  # ascending
         index = group % num_groups * _GROUP + found % _GROUP + first_index
         num_new = torch.bincount(row, minlength=len(self.num))
