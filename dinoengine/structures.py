@@ -20,6 +20,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+# The class of a pixel that counts neither in training nor in a result; masks have the classes 0..254.
+IGNORE = 255
+
 Batch = TypeVar("Batch", "SSLBatch", "ImageBatch")
 
 
@@ -107,13 +110,17 @@ class ImageBatch:
 
     Attributes:
         images: [B, C, H, W], uint8 (or float in 0..1).
-        labels: [B] int64, or None for a dataset without labels.
+        labels: [B] int64, or None for a dataset without labels. A batch that ``BatchMixing`` has mixed holds the
+            probability of each class instead, [B, classes] float32.
         indices: [B] int64, index of each image in its dataset.
+        masks: [B, H, W] uint8, the class of each pixel of the image, ``IGNORE`` where there is none; None for a dataset
+            without masks.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -133,8 +140,11 @@ class ImageBatch:
             ValueError: if B is not divisible by ``num_parts``.
         """
         _require_divisible(len(self), num_parts)
-        labels = [None] * num_parts if self.labels is None else self.labels.chunk(num_parts)
-        columns = zip(self.images.chunk(num_parts), labels, self.indices.chunk(num_parts), strict=True)
+
+        def parts(t: Tensor | None) -> list[Any]:
+            return [None] * num_parts if t is None else list(t.chunk(num_parts))
+
+        columns = zip(*map(parts, (self.images, self.labels, self.indices, self.masks)), strict=True)
         return [ImageBatch(*column) for column in columns]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,8 @@ from dinoengine.evaluation import EVALUATOR_REGISTRY, inference_on_dataset
 from dinoengine.modeling import BACKBONE_REGISTRY, HEAD_REGISTRY, META_ARCH_REGISTRY, Backbone
 from dinoengine.solver import OPTIMIZER_REGISTRY, param_groups
 from dinoengine.structures import BackboneOutput, ClassifierOutput, ImageBatch
+from tests.data.datasets.test_fashion_mnist import write_idx_files
+from tests.masks import write_mask_folder
 from tests.test_architecture import PACKAGE, ROOT, SOURCES, _keys, import_rows
 
 Chain = tuple[str, ...]
@@ -311,6 +314,11 @@ def _dataset_string(name: str, folder: Path) -> str:
 
         Image.new("RGB", (9, 7), (10, 20, 30)).save(folder / "one.png")
         return f"folder:{folder}"
+    if name == "masks":
+        return write_mask_folder(folder, 2)
+    if name == "fashion-mnist":
+        write_idx_files(folder, "train", np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8))
+        return f"fashion-mnist:root={folder}"
     return name
 
 
@@ -326,7 +334,6 @@ def test_datasets_build_from_their_name_and_give_images(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", AUGMENTATION_REGISTRY.names())
 def test_augmentations_draw_from_the_given_generator_alone(name: str, tiny_cfg: CfgNode) -> None:
-    import numpy as np
     from PIL import Image
 
     augmentation = AUGMENTATION_REGISTRY.get(name)(tiny_cfg)
@@ -373,8 +380,14 @@ class _Pixels(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", EVALUATOR_REGISTRY.names())
-def test_evaluators_report_numbers_by_task_and_metric(name: str, tiny_cfg: CfgNode) -> None:
+def test_evaluators_report_numbers_by_task_and_metric(name: str, tiny_cfg: CfgNode, tmp_path: Path) -> None:
     (dataset,) = tiny_cfg.DATASETS.TEST
+    if name in ("segmentation", "dense_knn"):
+        dataset = write_mask_folder(tmp_path, 2)
+        tiny_cfg.merge_from_list(
+            ["DATASETS.TRAIN", dataset, "TEST.SEGMENTATION.ITERS", 2, "TEST.SEGMENTATION.WARMUP_ITERS", 0]
+        )
+        tiny_cfg.merge_from_list(["TEST.SEGMENTATION.IMS_PER_BATCH", 2])
     tiny_cfg.merge_from_list(NEEDED_BY.get(name, []))
     evaluator = EVALUATOR_REGISTRY.get(name)(tiny_cfg, dataset, build_test_loader)
     results: dict[str, Any] = inference_on_dataset(_Pixels(), build_test_loader(tiny_cfg, dataset), evaluator)

@@ -56,11 +56,13 @@ def test_uneven_parts_are_refused() -> None:
 @pytest.mark.parametrize("labels", [torch.arange(6), None])
 def test_single_images_are_split_with_their_labels(labels: torch.Tensor | None) -> None:
     images = torch.arange(6.0).view(6, 1, 1, 1)
-    parts = ImageBatch(images, labels, torch.arange(10, 16)).split(3)
+    masks = None if labels is None else labels[:, None, None].to(torch.uint8)
+    parts = ImageBatch(images, labels, torch.arange(10, 16), masks).split(3)
     assert [part.images.flatten().tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
     assert [part.indices.tolist() for part in parts] == [[10, 11], [12, 13], [14, 15]]
     for part in parts:
         assert labels is None if part.labels is None else part.labels.tolist() == part.images.flatten().tolist()
+        assert masks is None if part.masks is None else part.masks.flatten().tolist() == part.labels.tolist()  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="Cannot split a batch of 6 images into 4"):
         ImageBatch(images, labels, torch.arange(6)).split(4)
 
@@ -73,8 +75,10 @@ def test_to_moves_every_tensor_and_nothing_else() -> None:
     assert moved.positions.is_meta
     assert moved.masks is None
     assert (moved.num_global_views, moved.num_local_views) == (2, 3)
-    images = ImageBatch(torch.zeros(2, 1, 1, 1), None, torch.arange(2)).to("meta")
+    images = ImageBatch(torch.zeros(2, 1, 1, 1), None, torch.arange(2), torch.zeros(2, 1, 1)).to("meta")
     assert images.images.is_meta
+    assert images.masks is not None
+    assert images.masks.is_meta
     assert images.labels is None
     assert len(images) == 2
 

@@ -13,10 +13,17 @@ from __future__ import annotations
 
 import argparse
 
-from dinoengine.checkpoint.arguments import layout_table, reading_options, weight_arguments
+from dinoengine.checkpoint.arguments import (
+    layout_table,
+    reading_arguments,
+    reading_options,
+    writing_arguments,
+    writing_options,
+)
 from dinoengine.checkpoint.convert import convert
 from dinoengine.checkpoint.layouts import LAYOUTS
 from dinoengine.engine import exit_on_user_error
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 
@@ -24,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=f"{__doc__}\n{layout_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[weight_arguments()],
+        parents=[reading_arguments(), writing_arguments()],
     )
     parser.add_argument("--to", required=True, choices=list(LAYOUTS))
     parser.add_argument("--block-chunks", type=int, default=0, metavar="N", help="chunks to write (Meta's layouts)")
@@ -33,8 +40,15 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     setup_logger()
     with exit_on_user_error():
-        convert(args.input, args.output, args.to, block_chunks=args.block_chunks, **reading_options(args))
+        convert(
+            args.input,
+            args.output,
+            args.to,
+            block_chunks=args.block_chunks,
+            **reading_options(args),
+            **writing_options(args),
+        )
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -23,13 +23,18 @@ written. At the end the classifier's logits are compared with the head on featur
 from __future__ import annotations
 
 import argparse
-import sys
 
-from dinoengine.checkpoint.arguments import reading_options, weight_arguments
+from dinoengine.checkpoint.arguments import (
+    reading_arguments,
+    reading_options,
+    writing_arguments,
+    writing_options,
+)
 from dinoengine.checkpoint.classifier import convert_to_classifier
 from dinoengine.checkpoint.classifier_config import RECIPES
 from dinoengine.checkpoint.linear_head import export_linear_head
 from dinoengine.engine import exit_on_user_error
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 
@@ -38,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        parents=[weight_arguments()],
+        parents=[reading_arguments(), writing_arguments()],
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="default: those of --train or --linear-head")
     parser.add_argument(
@@ -72,9 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger()
     with exit_on_user_error():
         if args.export_head:
-            options = reading_options(args)
-            del options["allow"]  # whatever else is in IN stays there
-            export_linear_head(args.input, args.output, **options)
+            # Whatever else is in IN stays there: nothing has to be allowed.
+            export_linear_head(args.input, args.output, **reading_options(args), overwrite=args.overwrite)
             return 0
         convert_to_classifier(
             args.input,
@@ -88,9 +92,10 @@ def main(argv: list[str] | None = None) -> int:
             test=args.test,
             overrides=args.opts,
             **reading_options(args),
+            **writing_options(args),
         )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -4,11 +4,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from dinoengine.checkpoint.arguments import add_img_size, layout_table, reading_options, weight_arguments
+from dinoengine.checkpoint.arguments import (
+    add_img_size,
+    layout_table,
+    reading_arguments,
+    reading_options,
+    writing_arguments,
+    writing_options,
+)
 from dinoengine.checkpoint.export import EXPORTERS, export_backbone
 from dinoengine.engine import exit_on_user_error
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 _DESCRIPTION = """
@@ -38,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog=f"{_EPILOG}\n{layout_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        parents=[weight_arguments()],
+        parents=[reading_arguments(), writing_arguments()],
     )
     parser.add_argument("input", metavar="IN", help="weights of any layout")
     parser.add_argument("output", metavar="OUT", help="file to write")
@@ -57,9 +64,10 @@ def main(argv: list[str] | None = None) -> int:
             args.to,
             img_size=args.img_size,
             **reading_options(args),
+            **writing_options(args),
         )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from dinoengine.checkpoint import evaluation_config, feature_model
-from dinoengine.checkpoint.arguments import layout_table, reading_options, weight_arguments
+from dinoengine.checkpoint.arguments import layout_table, reading_arguments, reading_options, writing_arguments
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.engine import exit_on_user_error, launch
 from dinoengine.engine.setup import process_rank, resolve_device
 from dinoengine.evaluation import Extraction, extract_to_store
 from dinoengine.evaluation.extraction import DTYPES, TOKENS
+from dinoengine.utils.console import run_tool
 from dinoengine.utils.logger import setup_logger
 
 _DESCRIPTION = """
@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog=f"{_EPILOG}\n{layout_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        parents=[weight_arguments()],
+        parents=[reading_arguments(), writing_arguments()],
     )
     parser.add_argument("dataset", metavar="DATASET", help="dataset string, e.g. folder:/path")
     parser.add_argument("output", metavar="OUT", help="folder to write")
@@ -88,7 +88,7 @@ def extract(args: argparse.Namespace, device: str) -> None:
     with exit_on_user_error():
         extraction = Extraction(tuple(args.tokens.split(",")), args.num_last_blocks, args.normalize, args.dtype)
         weights = read_weights(args.weights, options["layout"], options["hints"])
-        weights.require_complete(args.weights, options["allow"])
+        weights.require_complete(args.weights, args.allow)
         cfg = evaluation_config(weights)
         cfg.MODEL.DEVICE = device
         cfg.TEST.IMS_PER_BATCH = args.batch_size
@@ -119,4 +119,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from dinoengine.utils.console import run_tool
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [ROOT / "dinoengine" / "config" / name for name in ("defaults.py", "evaluation_defaults.py")]
 TARGET = ROOT / "docs" / "config.md"
@@ -96,4 +98,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 import torch
 from tabulate import tabulate
@@ -15,8 +14,15 @@ from dinoengine.config import CfgNode, read_cfg, validate
 from dinoengine.engine import exit_on_user_error
 from dinoengine.modeling import build_model
 from dinoengine.solver import scaled_lr
-from dinoengine.solver.report import layer_table, schedule_values, schedule_warnings, turning_points
+from dinoengine.solver.report import (
+    layer_table,
+    schedule_values,
+    schedule_warnings,
+    turning_points,
+    with_equal_blocks_together,
+)
 from dinoengine.solver.schedule_plot import plot_schedules
+from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = """
 Print what the optimizer of a config will do: the factors of learning rate and weight decay of every layer, the values of
@@ -82,7 +88,7 @@ def print_layers(cfg: CfgNode, model: nn.Module) -> None:
     """The table of layers, with the LR each reaches at the peak."""
     solver = cfg.SOLVER
     peak = scaled_lr(solver.BASE_LR, solver.IMS_PER_BATCH, solver.REFERENCE_BATCH_SIZE, solver.LR_SCALING)
-    rows = layer_table(cfg, model)
+    rows = with_equal_blocks_together(layer_table(cfg, model))
     table = [
         (r.layer, f"{r.lr_mult:.5f}", f"{r.wd_mult:g}", f"{r.lr_mult * peak:.4e}", f"{r.num_params:,}") for r in rows
     ]
@@ -120,4 +126,4 @@ def draw(cfg: CfgNode, model: nn.Module, path: str, config_file: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dinoengine.checkpoint.layouts import LAYOUTS, Hints
+from dinoengine.checkpoint.arguments import layout_table, reading_arguments, reading_options
 from dinoengine.checkpoint.summary import Summary, render, summarize
+from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = """
 Show what is in weight files: layout, architecture, patch, registers, image size, heads, centres, student, iteration,
@@ -28,37 +29,32 @@ Examples:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    layouts = "\n".join(f"  {name:<13} {layout.description}" for name, layout in LAYOUTS.items())
     parser = argparse.ArgumentParser(
         description=_DESCRIPTION,
-        epilog=f"{_EPILOG}\nlayouts:\n{layouts}",
+        epilog=f"{_EPILOG}\n{layout_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        parents=[reading_arguments()],
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a file, or a folder with model.safetensors")
-    parser.add_argument(
-        "--from", dest="layout", default="auto", choices=["auto", *LAYOUTS], help="default: by its keys"
-    )
-    parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not 64 channels each")
-    parser.add_argument("--grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="of a table that is no square")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    hints = Hints(args.num_heads, tuple(args.grid) if args.grid else None)
     summaries: dict[str, Summary] = {}
-    num_failed = 0
+    errors: list[str] = []
     for path in args.files:
         try:
-            summaries[path] = summarize(path, args.layout, hints)
+            summaries[path] = summarize(path, **reading_options(args))
         except (ValueError, KeyError, OSError) as error:
-            num_failed += 1
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            errors.append(f"error: {' '.join(str(error).split())}")
     if summaries:
-        print(render(summaries))
-    return 2 if num_failed else 0
+        print(render(summaries), flush=True)
+    for line in errors:  # last, where a terminal shows them
+        print(line, file=sys.stderr)
+    return 2 if errors else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -36,7 +36,7 @@ def train(cfg: CfgNode) -> tuple[nn.Module, list[float]]:
     """Train from scratch (or MODEL.WEIGHTS); returns the model and this rank's total loss of every iteration."""
     cfg = SSLTrainer.auto_scale_workers(cfg, comm.get_world_size())
     model = SSLTrainer.build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=cfg.MODEL.WEIGHTS_STRICT)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=cfg.MODEL.WEIGHTS_STRICT, metadata={"config": cfg.dump()})
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     ddp_model = create_ddp_model(
         model,

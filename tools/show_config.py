@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from tabulate import tabulate
 
@@ -13,7 +12,9 @@ from dinoengine.config.show import annotated_yaml
 from dinoengine.data import build_test_loader, build_train_loader, describe_batch
 from dinoengine.engine import exit_on_user_error
 from dinoengine.engine.setup import config_changes
+from dinoengine.solver import scale_config_to_world_size
 from dinoengine.structures import ImageBatch, SSLBatch
+from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = """
 Print the config that a file (with the files it names under _BASE_) and overrides make together, as YAML that loads
@@ -70,6 +71,7 @@ def print_inputs(cfg: CfgNode, num_processes: int) -> None:
     """Load the first batch of process 0 for training, and of the first test dataset for evaluation, and print both."""
     if num_processes < 1:
         raise ValueError(f"--num-gpus must be 1 or more with --inputs, got {num_processes}.")
+    cfg = scale_config_to_world_size(cfg, num_processes)
     validate(cfg, num_processes)
     cfg = cfg.clone()
     # One batch is loaded here, on the CPU; a seed that is still to be drawn (-1) does not change shapes.
@@ -97,4 +99,4 @@ def _print_table(batch: SSLBatch | ImageBatch) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 
 import torch
 
 from dinoengine.evaluation.numerics.checks import CHECKS, run_checks
 from dinoengine.evaluation.numerics.quantity import quantities_table
+from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = f"""
 Prints a table of quantities: expected, got, tolerance, verdict, and where the expected figure comes from (a published
@@ -46,4 +46,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dinoengine.checkpoint.files import StateDict
-from dinoengine.checkpoint.layouts import LAYOUTS, Hints
-from dinoengine.checkpoint.weights import PUBLISHED_HEAD_WIDTH, BackboneSpec, Weights
+from dinoengine.checkpoint.layouts import Hints
+from dinoengine.checkpoint.weights import (
+    CLASSIFIER_PARTS,
+    PUBLISHED_HEAD_WIDTH,
+    SELF_DISTILLATION_PARTS,
+    BackboneSpec,
+    Weights,
+)
 from dinoengine.config import CfgNode, ConfigError
 from dinoengine.modeling.backbone.vit import VisionTransformer
 
 logger = logging.getLogger(__name__)
 
 MASK_TOKEN_STD = 0.02
-_MASK_TOKEN = re.compile(r"(?:(?:student|teacher)\.)?backbone\.mask_token")
-_PART = re.compile(r"(?:(student|teacher)\.)?(backbone|dino_head|ibot_head)\.(.+)")
-_OTHERS = {"head": "linear_head", "dino_targets": "centers", "ibot_targets": "centers"}
+_MASK_TOKEN = "backbone.mask_token"
 
 
 @dataclass
@@ -65,29 +68,34 @@ def adopt(weights: Weights, own: StateDict) -> Adopted:
 
 
 def _find(key: str, weights: Weights) -> tuple[str, str]:
-    """(part, name) under which ``weights`` would have the entry of a model."""
-    if match := _PART.fullmatch(key):
-        side, part, name = match.groups()
-        own_part = f"student.{part}"
-        return (own_part if side == "student" and own_part in weights.parts else part), name
-    top, _, name = key.partition(".")
-    if name == "center":
-        return _OTHERS.get(top, top), top.removesuffix("_targets")
-    return _OTHERS.get(top, top), name
+    """(part, name) under which ``weights`` would have the entry of a model; parts that no layout has are not found."""
+    for outer, (part, inner) in {**SELF_DISTILLATION_PARTS, **CLASSIFIER_PARTS}.items():
+        if key.startswith(outer):
+            found = part if part in weights.parts else part.removeprefix("student.")
+            return found, inner + key.removeprefix(outer)
+    return "", key
 
 
-def renew_mask_tokens(state: StateDict, own: StateDict, path: str) -> None:
-    """Give mask tokens that were never trained (all zeros, or not in the file) a random value, the same in each place.
+def trains_with_masks(model: nn.Module) -> bool:
+    """Whether a loss of the model uses masks: without one, masking is disabled and mask tokens are not trained."""
+    return any(p.requires_grad for name, p in model.named_parameters() if name.endswith(_MASK_TOKEN))
+
+
+def fresh_mask_tokens(state: StateDict, own: StateDict, path: str) -> StateDict:
+    """Random values, the same in each place, for mask tokens that were never trained (all zeros, or not in the file).
 
     Distilled releases were trained without masks. Zeros would do as an initial value where everything else is initial
     too; in a trained backbone they are a token it has never seen.
+
+    Args:
+        state: what the file gives to the model.
+        own: the model's state dict.
     """
-    fresh: Tensor | None = None
+    tokens: StateDict = {}
     for key, value in own.items():
-        if not _MASK_TOKEN.fullmatch(key) or (key in state and bool(state[key].any())):
+        if not key.endswith(_MASK_TOKEN) or (key in state and bool(state[key].any())):
             continue
-        if fresh is None:
-            fresh = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * MASK_TOKEN_STD
+        if not tokens:
             logger.warning(
                 "The mask token of %s is %s: it was never trained (distilled releases were not). It starts from random "
                 "values (normal, std %g).",
@@ -95,7 +103,9 @@ def renew_mask_tokens(state: StateDict, own: StateDict, path: str) -> None:
                 "all zeros" if key in state else "not in the file",
                 MASK_TOKEN_STD,
             )
-        state[key] = fresh.to(value.dtype)
+        random = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * MASK_TOKEN_STD
+        tokens[key] = random.to(value.dtype)
+    return tokens
 
 
 def log_adopted(weights: Weights, adopted: Adopted, path: str) -> None:
@@ -108,25 +118,27 @@ def log_adopted(weights: Weights, adopted: Adopted, path: str) -> None:
         logger.warning("In %s, but not used by this model: %s.", path, ", ".join(adopted.unused_parts))
 
 
+def required(names: list[str]) -> list[str]:
+    """Without mask tokens, which many files do not have."""
+    return [name for name in names if not name.endswith(_MASK_TOKEN)]
+
+
 def require_entries(weights: Weights, adopted: Adopted, path: str) -> None:
     """
     Raises:
         CheckpointError: if entries are missing from parts that the file has, or have no place.
     """
-    missing = [name for name in adopted.missing if not _MASK_TOKEN.fullmatch(name)]
-    weights.account_for(path, missing, weights.unused, "Set MODEL.WEIGHTS_STRICT False to load only what fits.")
+    named = {"missing": required(adopted.missing), "without a place": weights.unused}
+    weights.account_for(path, named, "Set MODEL.WEIGHTS_STRICT False to load only what fits.")
 
 
-def fit_config(cfg: CfgNode, weights: Weights, path: str, *, strict: bool = True) -> None:
-    """Set the keys that weights decide and configs need not know; see that the others build the model of the weights.
+def fit_config(cfg: CfgNode, weights: Weights, path: str) -> None:
+    """Set the keys that weights decide and configs need not know, and say so.
 
-    Decided by the weights: MODEL.VIT.POS_EMBED_SIZE_PX where it is 0, and how positions are interpolated.
+    They are MODEL.VIT.POS_EMBED_SIZE_PX where it is 0, and how positions are interpolated.
 
     Args:
         cfg: not frozen; changed in place.
-
-    Raises:
-        ConfigError: if ``strict`` and a key builds another backbone; gives the values to set.
     """
     vit, spec = cfg.MODEL.VIT, weights.spec
     is_unset = vit.POS_EMBED_SIZE_PX == (0,) and spec.patch_size == vit.PATCH_SIZE_PX
@@ -139,7 +151,23 @@ def fit_config(cfg: CfgNode, weights: Weights, path: str, *, strict: bool = True
         logger.info(
             "Positions are interpolated with antialias %s, offset %g, as the %s layout is.", *flags, weights.layout
         )
-    if spec.embed_dim != PUBLISHED_HEAD_WIDTH * spec.num_heads and not LAYOUTS[weights.layout].states_shape:
+
+
+def require_same_backbone(cfg: CfgNode, weights: Weights, path: str) -> None:
+    """See that a config (after ``fit_config``) builds the backbone of ``weights``.
+
+    Raises:
+        ConfigError: if it does not; gives the keys and the values to set.
+    """
+    if problems := _differences(cfg, weights.spec):
+        what = f"MODEL.WEIGHTS {path} holds {weights.spec.describe()}, which the config does not build"
+        raise ConfigError(what, problems)
+
+
+def say_assumed_heads(weights: Weights, path: str) -> None:
+    """Warn of a number of attention heads that the file does not state and published models do not have."""
+    spec = weights.spec
+    if spec.embed_dim != PUBLISHED_HEAD_WIDTH * spec.num_heads and not weights.states_shape:
         logger.warning(
             "%s does not state its attention heads; %d heads of %d channels are taken from the config. Published models "
             "have %d channels per head: another number is another network.",
@@ -148,8 +176,6 @@ def fit_config(cfg: CfgNode, weights: Weights, path: str, *, strict: bool = True
             spec.embed_dim // spec.num_heads,
             PUBLISHED_HEAD_WIDTH,
         )
-    if strict and (problems := _differences(cfg, spec)):
-        raise ConfigError(f"MODEL.WEIGHTS {path} holds {spec.describe()}, which the config does not build", problems)
 
 
 def hints_of_model(model: nn.Module) -> Hints:
@@ -171,14 +197,13 @@ def _differences(cfg: CfgNode, spec: BackboneSpec) -> list[str]:
     configured = VisionTransformer.from_config(cfg)
     crops = _pair(cfg.INPUT.GLOBAL_CROPS.SIZE_PX)
     wanted = spec.build("meta")
-    options = {"MODEL.VIT.LAYER_SCALE_INIT": 1e-5, **spec.config_options()}
     if configured["patch_size"] == spec.patch_size:  # else its image size may not even be a multiple of the patch
         with torch.device("meta"):
             built = VisionTransformer(**configured)
         if _shapes(built) == _shapes(wanted) and configured["num_heads"] == spec.num_heads:
             return []
     problems = []
-    for key, value in options.items():
+    for key, value in spec.config_options().items():
         now = cfg.MODEL.VIT[key.rpartition(".")[2]]
         if key.endswith("LAYER_SCALE_INIT"):
             is_same = bool(now) == bool(value)

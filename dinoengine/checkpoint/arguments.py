@@ -1,4 +1,4 @@
-"""Command-line arguments of the tools that read weights and write something in their place."""
+"""Command-line arguments of the tools that read weights, and of those that write some in their place."""
 
 from __future__ import annotations
 
@@ -8,12 +8,29 @@ from typing import Any
 from dinoengine.checkpoint.layouts import LAYOUTS, Hints
 
 
-def weight_arguments() -> argparse.ArgumentParser:
-    """A parent parser with what every such tool takes; ``reading_options`` hands it on."""
+def reading_arguments() -> argparse.ArgumentParser:
+    """A parent parser for every tool that reads weights; ``reading_options`` hands on what was given."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
-        "--from", dest="layout", default="auto", choices=["auto", *LAYOUTS], help="layout of IN (default: by its keys)"
+        "--from",
+        dest="layout",
+        default="auto",
+        choices=["auto", *LAYOUTS],
+        help="layout of what is read (default: by its keys)",
     )
+    parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not 64 channels each")
+    parser.add_argument("--grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="of a table that is no square")
+    return parser
+
+
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """``layout`` and ``hints`` as the functions behind the tools take them."""
+    return {"layout": args.layout, "hints": Hints(args.num_heads, tuple(args.grid) if args.grid else None)}
+
+
+def writing_arguments() -> argparse.ArgumentParser:
+    """As ``reading_arguments``, for every tool that also writes."""
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "--allow",
         action="append",
@@ -21,20 +38,13 @@ def weight_arguments() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="entries that may be missing, or be left out where there is no place for them, e.g. 'dino_head.*'; repeatable",
     )
-    parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not 64 channels each")
-    parser.add_argument("--grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="of a table that is no square")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return parser
 
 
-def reading_options(args: argparse.Namespace) -> dict[str, Any]:
-    """``layout``, ``allow``, ``hints`` and ``overwrite`` as the functions behind the tools take them."""
-    return {
-        "layout": args.layout,
-        "allow": args.allow,
-        "hints": Hints(args.num_heads, tuple(args.grid) if args.grid else None),
-        "overwrite": args.overwrite,
-    }
+def writing_options(args: argparse.Namespace) -> dict[str, Any]:
+    """``allow`` and ``overwrite``."""
+    return {"allow": args.allow, "overwrite": args.overwrite}
 
 
 def layout_table() -> str:

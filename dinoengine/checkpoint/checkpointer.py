@@ -10,12 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from dinoengine.checkpoint.adopt import adopt, hints_of_model, log_adopted, renew_mask_tokens, require_entries
+from dinoengine.checkpoint.adopt import (
+    adopt,
+    fresh_mask_tokens,
+    hints_of_model,
+    log_adopted,
+    require_entries,
+    required,
+    trains_with_masks,
+)
 from dinoengine.checkpoint.files import (
     CheckpointError,
     UnreadableCheckpointError,
@@ -172,18 +181,18 @@ class Checkpointer:
         saved = content.data.get("model")
         if is_state_dict(saved) and _is_of_this_model(saved, own):
             self._load_model(saved, path, strict=self.strict, may_be_partial=True)
+            logger.info("%s: layout dinoengine, a checkpoint of this model.", path)
             return
         weights = detect_layout(content).read(content, hints_of_model(self.model))
         adopted = adopt(weights, own)
         if self.strict:
             require_entries(weights, adopted, path)
         log_adopted(weights, adopted, path)
-        state = {**own, **adopted.state}
-        if for_training:
-            renewed = dict(adopted.state)
-            renew_mask_tokens(renewed, own, path)
-            state |= renewed
-        self._load_model(state, path, strict=self.strict, may_be_partial=True)
+        # Parts that the file does not have keep the values they have; that is no fit, and nothing to complain of.
+        kept = own.keys() - adopted.state.keys() - set(required(adopted.missing))
+        self._load_model(adopted.state, path, strict=self.strict, may_be_partial=True, kept=kept)
+        if for_training and trains_with_masks(self.model):
+            self.model.load_state_dict(fresh_mask_tokens(adopted.state, own, path), strict=False)
 
     def load(self, path: str, *, weights_only: bool = False) -> dict[str, Any]:
         """Load a checkpoint of this model and, unless ``weights_only``, the state of every checkpointable.
@@ -217,9 +226,18 @@ class Checkpointer:
                 checkpointable.load_state_dict(data.pop(name))
         return data
 
-    def _load_model(self, saved: dict[str, torch.Tensor], path: str, *, strict: bool, may_be_partial: bool) -> None:
+    def _load_model(
+        self,
+        saved: dict[str, torch.Tensor],
+        path: str,
+        *,
+        strict: bool,
+        may_be_partial: bool,
+        kept: Collection[str] = (),
+    ) -> None:
+        """``kept``: entries of the model that ``saved`` need not have."""
         own = self.model.state_dict()
-        missing = [key for key in own if key not in saved]
+        missing = [key for key in own if key not in saved and key not in kept]
         unexpected = [key for key in saved if key not in own]
         misshapen = [key for key in own if key in saved and saved[key].shape != own[key].shape]
         problems = []
@@ -230,9 +248,9 @@ class Checkpointer:
             problems.append(f"{len(missing)} missing: {short_list(grouped_names(missing))}")
         if unexpected:
             problems.append(f"{len(unexpected)} not in the model: {short_list(grouped_names(unexpected))}")
-        num_fitting = len(own) - len(missing) - len(misshapen)
+        num_fitting = sum(key in saved for key in own) - len(misshapen)
         report = f"{path} does not fit the model ({num_fitting} of {len(own)} entries fit):\n  " + "\n  ".join(problems)
-        if problems and (strict or num_fitting == 0):
+        if (problems and strict) or num_fitting == 0:
             advice = "Use the config it was trained with (config.yaml beside it)"
             advice += ", or set MODEL.WEIGHTS_STRICT False to load only what fits." if may_be_partial else "."
             raise CheckpointError(f"{report}\n{advice}")

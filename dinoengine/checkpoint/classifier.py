@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +13,12 @@ from torch.nn import functional as F
 
 from dinoengine.checkpoint.checkpointer import Checkpointer
 from dinoengine.checkpoint.classifier_config import classifier_config, config_file_text
-from dinoengine.checkpoint.convert import require_free
 from dinoengine.checkpoint.files import CheckpointError, StateDict, short_list
+from dinoengine.checkpoint.heads import HeadShape, head_shape
 from dinoengine.checkpoint.layouts import Hints, read_weights
 from dinoengine.checkpoint.layouts.layout import add_prefix
-from dinoengine.checkpoint.linear_head import HeadShape, head_shape, read_linear_head
+from dinoengine.checkpoint.linear_head import read_linear_head
+from dinoengine.checkpoint.output import checked_output, require_agreement, require_free
 from dinoengine.checkpoint.parity import Comparison
 from dinoengine.checkpoint.weights import Weights
 from dinoengine.config import CfgNode, cfg_from_text, read_cfg
@@ -171,21 +171,14 @@ def _model_entries(cfg: CfgNode, weights: Weights, head: StateDict | None) -> St
 def _write_and_check(
     content: dict[str, Any], text: str, target: str, config_path: str, cfg: CfgNode, weights: Weights
 ) -> Comparison:
-    """Write both files beside their places, check, and only then move them there, the config last."""
-    folder = os.path.dirname(os.path.abspath(target))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{os.path.basename(target)}.") as scratch:
-        written, config = os.path.join(scratch, "weights.pth"), os.path.join(scratch, "config.yaml")
+    """Write both files, check them, and only then let them take their places."""
+    with checked_output(config_path) as config:  # which names the weights and therefore comes last
+        written = os.path.join(os.path.dirname(config), os.path.basename(target))
         torch.save(content, written)
         with open(config, "w", encoding="utf-8") as file:
             file.write(text)
         result = _compare(written, config, cfg, weights)
-        logger.info("%s", result.line())
-        if not result.agrees:
-            raise CheckpointError(
-                f"The classifier does not compute what its parts do, so nothing was written: {result.line()}."
-            )
-        os.replace(written, target)
-        os.replace(config, config_path)
+        require_agreement([result], "The classifier does not compute what its parts do")
     return result
 
 

@@ -6,14 +6,13 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from dinoengine.checkpoint.linear_head import HeadShape
+from dinoengine.checkpoint.heads import HeadShape
 from dinoengine.checkpoint.weights import BackboneSpec
 from dinoengine.config import CfgNode, get_cfg, key_origins, validate
 from dinoengine.config.config import flatten, unflatten
 
 _PUBLISHED_CROP_PX = 224
 _PUBLISHED_RESIZE_PX = 256
-_LAYER_SCALE_INIT = 1e-5  # any value that is not 0: the weights bring their own
 
 _SHARED = {
     "SOLVER.IMS_PER_BATCH": 1024,
@@ -46,6 +45,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "MODEL.VIT.DROP_PATH_RATE": 0.1,
         "MODEL.CLASSIFIER.FREEZE_BACKBONE": False,
         "MODEL.CLASSIFIER.LABEL_SMOOTHING": 0.1,
+        "MODEL.CLASSIFIER.MIXUP_ALPHA": 0.0,
+        "MODEL.CLASSIFIER.CUTMIX_ALPHA": 0.0,
         "SOLVER.OPTIMIZER": "AdamW",
         "SOLVER.BETAS": (0.9, 0.999),
         **_SHARED,
@@ -69,8 +70,9 @@ _HEADERS = {
 # Full fine-tuning of a classifier.
 #
 # Source    after the fine-tuning of MAE (arXiv:2111.06377, Table 9): AdamW, layer decay, weight decay 0.05, label smoothing
-#           0.1, stochastic depth 0.1; without its RandAugment, mixup and cutmix, and therefore shorter and with a lower
-#           LR. Length and LR are ours and untuned.
+#           0.1, stochastic depth 0.1; without its RandAugment, and therefore shorter (a tenth of its 100 epochs of
+#           ImageNet) and with a lower LR. Length and LR are ours and untuned. Its mixup of 0.8 and cutmix of 1.0 are for
+#           long trainings: set MODEL.CLASSIFIER.MIXUP_ALPHA and CUTMIX_ALPHA with a longer SOLVER.MAX_ITER.
 """,
 }
 
@@ -101,7 +103,7 @@ def classifier_config(
     """
     values: dict[str, Any] = {"MODEL.META_ARCHITECTURE": "ImageClassifier", "MODEL.WEIGHTS": weights_path}
     values |= input_values(spec, source_cfg)
-    values |= {"MODEL.VIT.LAYER_SCALE_INIT": _LAYER_SCALE_INIT, **spec.config_options()}
+    values |= spec.config_options()
     values |= {f"MODEL.CLASSIFIER.{name.upper()}": value for name, value in head._asdict().items()}
     values |= RECIPES[mode]
     values |= {"DATASETS.TRAIN": tuple(train), "DATASETS.TEST": tuple(test), "TEST.EVALUATORS": ("classification",)}

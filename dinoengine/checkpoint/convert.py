@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from dinoengine.checkpoint.files import CheckpointError, FileContent, grouped_names, short_list
+from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict, grouped_names, short_list
 from dinoengine.checkpoint.layouts import LAYOUTS, Hints, read_weights
 from dinoengine.checkpoint.layouts.meta import with_chunks
+from dinoengine.checkpoint.output import checked_output, require_agreement, require_free
 from dinoengine.checkpoint.parity import Comparison, compare_files
-from dinoengine.checkpoint.weights import PUBLISHED_HEAD_WIDTH, BackboneSpec, Weights, not_allowed
+from dinoengine.checkpoint.weights import PUBLISHED_HEAD_WIDTH, BackboneSpec, Weights, is_backbone, not_allowed
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +47,13 @@ def convert(
         FileNotFoundError, CheckpointError: if the source cannot be read, an entry is not accounted for, or the result
             does not compute the same. ``target`` is then as it was.
     """
-    require_free(target, overwrite, source)
+    require_place(target, to, overwrite, source)
     hints = hints or Hints()
     weights = read_weights(source, layout, hints)
     logger.info("%s: layout %s, %s.", source, weights.layout, weights.spec.describe())
     weights.require_complete(source, allow)
+    if weights.left_out:
+        logger.info("Left out, as it belongs to the training: %s.", ", ".join(weights.left_out))
     return save_weights(
         weights, target, to, allow=allow, hints=hints, block_chunks=block_chunks, overwrite=overwrite, what=source
     )
@@ -70,9 +71,7 @@ def save_weights(
     what: str = "The source",
 ) -> list[Comparison]:
     """Write ``weights`` in layout ``to``; see ``convert``. ``what`` they are is for messages."""
-    require_free(target, overwrite)
-    if LAYOUTS[to].is_folder and os.path.isfile(target):
-        raise CheckpointError(f"{target} is a file, and the {to} layout is a folder; choose another name.")
+    require_place(target, to, overwrite)
     if block_chunks and (not to.startswith("meta") or not 1 <= block_chunks <= weights.spec.depth):
         raise CheckpointError(
             f"{block_chunks} block chunks: Meta's layouts alone have them, from 1 to the {weights.spec.depth} blocks."
@@ -92,7 +91,29 @@ def save_weights(
     hints = replace(hints or Hints(), num_heads=weights.spec.num_heads)
     if weights.spec.table_grid[0] != weights.spec.table_grid[1]:
         hints = replace(hints, table_grid=weights.spec.table_grid)
-    return _write_and_check(weights, content, target, to, hints)
+    stored = {part: entries for part, entries in weights.parts.items() if not _is_lost(part, entries, lost)}
+    with checked_output(target) as written:
+        write_content(content, written)
+        results = compare_files(replace(weights, parts=stored), written, to, hints)
+        require_agreement(results, "The result does not compute what the source does")
+    logger.info("Wrote %s (layout %s).", target, to)
+    _say_what_is_not_stated(weights.spec, target, to)
+    return results
+
+
+def require_place(target: str, to: str, overwrite: bool, source: str = "") -> None:
+    """CheckpointError if a file or folder of layout ``to`` cannot be ``target``."""
+    if LAYOUTS[to].is_nested and target.endswith(".safetensors"):
+        raise CheckpointError(
+            f"The {to} layout is nested, which safetensors cannot hold; choose a name that ends in .pth, not {target}."
+        )
+    if LAYOUTS[to].is_folder and os.path.isfile(target):
+        raise CheckpointError(f"{target} is a file, and the {to} layout is a folder; choose another name.")
+    require_free(target, overwrite, source)
+
+
+def _is_lost(part: str, entries: StateDict, lost: Sequence[str]) -> bool:
+    return all(f"{part}.{name}" in lost for name in entries)
 
 
 def _say_what_is_not_stated(spec: BackboneSpec, target: str, to: str) -> None:
@@ -116,32 +137,6 @@ def _say_what_is_not_stated(spec: BackboneSpec, target: str, to: str) -> None:
         )
 
 
-def require_free(target: str, overwrite: bool, source: str = "") -> None:
-    """CheckpointError if ``target`` may not be replaced or cannot be written; makes its folder.
-
-    Args:
-        source: what is read, which is never replaced.
-    """
-    if os.path.exists(target) and not overwrite:
-        raise CheckpointError(f"{target} exists already; choose another name, or give --overwrite.")
-    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
-        raise CheckpointError(f"IN and OUT are the same file {target}; write to another, so that the source stays.")
-    folder = os.path.dirname(os.path.abspath(target))
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise CheckpointError(
-            f"{target} cannot be written: {folder} ({error.strerror}); choose another place."
-        ) from None
-    if os.path.isdir(target) and (foreign := set(os.listdir(target)) - {"config.json", "model.safetensors"}):
-        raise CheckpointError(
-            f"{target} is a folder with other files in it ({short_list(sorted(foreign))}), which would be lost; choose "
-            "another name."
-        )
-
-
 def _prefix(name: str) -> str:
     return name.rpartition(".")[0].split(".")[0] + "." if "." in name else name
 
@@ -154,7 +149,8 @@ def _filled(weights: Weights, never_stored: Sequence[str]) -> Weights:
     shapes = weights.spec.build("meta").state_dict()
     logger.info("The %s layout has no %s; it is written as zeros.", weights.layout, ", ".join(needed))
     zeros = {name: torch.zeros(shapes[name].shape) for name in needed}
-    return replace(weights, parts={**weights.parts, "backbone": {**zeros, **weights.backbone}})
+    parts = {part: {**zeros, **e} if is_backbone(part) else e for part, e in weights.parts.items()}
+    return replace(weights, parts=parts)
 
 
 def _chunked(content: FileContent, depth: int, num_chunks: int) -> FileContent:
@@ -165,27 +161,6 @@ def _chunked(content: FileContent, depth: int, num_chunks: int) -> FileContent:
         chunked = {f"backbone.{n}": v for n, v in with_chunks(backbone, depth, num_chunks).items()}
         return replace(content, data={"teacher": {**chunked, **others}})
     return replace(content, data=with_chunks(data, depth, num_chunks))
-
-
-def _write_and_check(weights: Weights, content: FileContent, target: str, to: str, hints: Hints) -> list[Comparison]:
-    """Write beside ``target``, compare, and only then take its place."""
-    folder = os.path.dirname(os.path.abspath(target))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{os.path.basename(target)}.") as scratch:
-        written = os.path.join(scratch, os.path.basename(target) or "weights")
-        write_content(content, written)
-        results = compare_files(weights, written, to, hints)
-        for result in results:
-            logger.info("%s", result.line())
-        if failed := [result.line() for result in results if result.must_agree and not result.agrees]:
-            raise CheckpointError(
-                f"The result does not compute what the source does, so nothing was written: {failed[0]}."
-            )
-        if os.path.isdir(target):
-            shutil.rmtree(target)
-        os.replace(written, target)
-    logger.info("Wrote %s (layout %s).", target, to)
-    _say_what_is_not_stated(weights.spec, target, to)
-    return results
 
 
 def write_content(content: FileContent, path: str) -> None:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dinoengine.checkpoint.convert import require_free
 from dinoengine.checkpoint.files import CheckpointError
 from dinoengine.checkpoint.layouts import Hints, read_weights
 from dinoengine.checkpoint.layouts.own import config_of
+from dinoengine.checkpoint.output import checked_output, require_agreement, require_free
 from dinoengine.checkpoint.parity import Comparison, compare_tensors
 from dinoengine.checkpoint.resize_steps import with_table_grid
-from dinoengine.checkpoint.weights import BackboneSpec, Weights
+from dinoengine.checkpoint.weights import BackboneSpec, Weights, grid_of
 from dinoengine.modeling.backbone.vit import VisionTransformer
 
 logger = logging.getLogger(__name__)
@@ -54,13 +52,15 @@ class Exporter(NamedTuple):
 
     Attributes:
         packages: what it needs beside torch.
-        write: (model, images to trace with, path, metadata) -> the file; it may write a second one beside it.
+        write: (model, images to trace with, path, metadata) -> the file.
         load: path -> what runs the file.
+        beside: endings of the files that ``write`` may put beside it.
     """
 
     packages: tuple[str, ...]
     write: Callable[[FixedSizeBackbone, Tensor, str, dict[str, str]], None]
     load: Callable[[str], Run]
+    beside: tuple[str, ...] = ()
 
 
 def export_backbone(
@@ -90,31 +90,25 @@ def export_backbone(
         FileNotFoundError, ValueError: if the source cannot be read, the size is no multiple of the patch, a package is
             missing, or the file does not compute the same. ``target`` is then as it was.
     """
-    require_free(target, overwrite, source)
     exporter = EXPORTERS[to]
+    beside = [target + ending for ending in exporter.beside]
+    for path in (target, *beside):
+        require_free(path, overwrite, source)
     if missing := [name for name in exporter.packages if importlib.util.find_spec(name) is None]:
         raise ValueError(f"--to {to} needs {', '.join(missing)}: pip install 'dinoengine[onnx]'.")
     weights = read_weights(source, layout, hints)
     logger.info("%s: layout %s, %s.", source, weights.layout, weights.spec.describe())
     weights.require_complete(source, allow)
     size = img_size or weights.spec.img_size
-    grid = _grid(size, weights.spec.patch_size)
+    grid = grid_of(size, weights.spec.patch_size)
     baked = FixedSizeBackbone(with_table_grid(weights, grid).load_backbone()).eval()
     reference = FixedSizeBackbone(weights.load_backbone())  # interpolates for itself
-    folder = os.path.dirname(os.path.abspath(target))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{os.path.basename(target)}.") as scratch:
-        written = os.path.join(scratch, os.path.basename(target))
+    with checked_output(target, beside) as written:
         example = _images(weights.spec, size, _BATCH_SIZES[0])
         with torch.no_grad():
             exporter.write(baked, example, written, _metadata(weights, size))
         results = _compare(reference, exporter.load(written), weights.spec, size)
-        for result in results:
-            logger.info("%s", result.line())
-        if failed := [result.line() for result in results if not result.agrees]:
-            raise CheckpointError(
-                f"The file does not compute what the model does, so nothing was written: {failed[0]}."
-            )
-        _move(scratch, target)
+        require_agreement(results, "The file does not compute what the model does")
     logger.info(
         "Wrote %s: normalised float32 images [B, %d, %d, %d] -> %s.",
         target,
@@ -123,16 +117,6 @@ def export_backbone(
         ", ".join(baked(example[:1])),
     )
     return results
-
-
-def _grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    if min(size) < patch_size or size[0] % patch_size or size[1] % patch_size:
-        whole = [max(1, edge // patch_size) * patch_size for edge in size]
-        raise ValueError(
-            f"The image size {size[0]} x {size[1]} is no multiple of the patch size {patch_size}; give one that is "
-            f"(--img-size {whole[0]} {whole[1]})."
-        )
-    return size[0] // patch_size, size[1] // patch_size
 
 
 def _metadata(weights: Weights, size: tuple[int, int]) -> dict[str, str]:
@@ -165,15 +149,6 @@ def _compare(reference: FixedSizeBackbone, run: Run, spec: BackboneSpec, size: t
             raise CheckpointError(f"The file gives {', '.join(got)}; expected {', '.join(expected)}.")
         results += [compare_tensors(f"{n}, {num} image(s)", value, got[n]) for n, value in expected.items()]
     return results
-
-
-def _move(scratch: str, target: str) -> None:
-    """Everything in ``scratch`` to beside ``target``, the file that needs the others last."""
-    others = [name for name in os.listdir(scratch) if name != os.path.basename(target)]
-    if others and os.path.exists(target):
-        os.remove(target)  # it would find the new weights
-    for name in [*others, os.path.basename(target)]:
-        os.replace(os.path.join(scratch, name), os.path.join(os.path.dirname(target), name))
 
 
 def _write_onnx(model: FixedSizeBackbone, images: Tensor, path: str, metadata: dict[str, str]) -> None:
@@ -218,6 +193,6 @@ def _load_torch_export(path: str) -> Run:
 
 
 EXPORTERS = {
-    "onnx": Exporter(("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx),
+    "onnx": Exporter(("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx, (".data",)),
     "torch-export": Exporter((), _write_torch_export, _load_torch_export),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -19,7 +20,8 @@ StateDict = dict[str, Tensor]
 
 _MOST_NAMES = 8
 # What unpickling bytes that are no pickle may end in.
-_DAMAGE = (EOFError, KeyError, AttributeError, IndexError, TypeError, struct.error)
+_DAMAGE = (EOFError, KeyError, AttributeError, IndexError, TypeError, AssertionError, struct.error)
+_GRAPHS = (".onnx", ".pt2")
 
 
 class CheckpointError(ValueError):
@@ -37,7 +39,7 @@ class FileContent:
     Attributes:
         path: where it was read from, for messages.
         data: as stored: a state dict, or a dict that holds some.
-        config: the ``config.json`` beside a safetensors file; None where there is none.
+        config: the ``config.json`` beside the file; None where there is none.
     """
 
     path: str
@@ -62,15 +64,14 @@ def read_content(path: str) -> FileContent:
                 "Face's save_pretrained writes it, in one file."
             )
         local = weights
-    if local.endswith(".safetensors"):
-        return FileContent(
-            path, _read_safetensors(local, path), _read_json(os.path.join(os.path.dirname(local), "config.json"))
-        )
-    return FileContent(path, read_checkpoint(path))
+    data = _read_safetensors(local, path) if local.endswith(".safetensors") else read_checkpoint(path)
+    return FileContent(path, data, _read_json(os.path.join(os.path.dirname(local), "config.json")))
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU. Only data is read; pickled code is refused.
+
+    An ``argparse.Namespace``, in which trainings keep their arguments, is data: a dict by another name.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -78,8 +79,13 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """
     local = local_path(path)
     _require_file(local, path)
+    if local.endswith(_GRAPHS):
+        raise CheckpointError(
+            f"{path} is an exported graph, which has no entries by name. Give the weights it was exported from."
+        )
     try:
-        data = torch.load(local, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            data = torch.load(local, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnreadableCheckpointError(
             f"{path} was refused: it is damaged or holds pickled Python objects, which could run code. Only tensors and "

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dinoengine.checkpoint.files import StateDict, read_content
+from dinoengine.checkpoint.files import CheckpointError, StateDict, read_content
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.layouts.layout import Hints
-from dinoengine.checkpoint.weights import BackboneSpec, Weights, ffn_ratio
-from dinoengine.modeling.heads.dino_head import DINOHead
+from dinoengine.checkpoint.weights import BackboneSpec, Weights, entry_name, ffn_ratio, is_backbone
 
 # Largest difference over the largest value (but at least 1) in fp32: kernels order their sums differently.
-TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = 1e-4
 
 TokensOf = Callable[[Tensor], Tensor]
 
@@ -40,7 +40,8 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        return self.difference <= TOLERANCE * max(1.0, self.scale)  # False for NaN
+        is_finite = math.isfinite(self.difference) and math.isfinite(self.scale)
+        return is_finite and self.difference <= RELATIVE_TOLERANCE * max(1.0, self.scale)
 
     def line(self) -> str:
         verdict = "ok" if self.agrees else "FAILED" if self.must_agree else self.if_not
@@ -48,18 +49,48 @@ class Comparison:
 
 
 def compare_files(weights: Weights, path: str, layout: str, hints: Hints) -> list[Comparison]:
-    """The backbone of ``weights`` against the file at ``path``, at its own size and at a smaller one that is not square.
+    """Every part of ``weights`` against the file at ``path``.
 
-    The file is run by the library it is made for, where that is installed, else read back into our model; heads always
-    by ours.
+    Backbones run at their own size and at a smaller one that is not square; the teacher's in the library the file is
+    made for, where that is installed, else as it is read back. The other parts, and mask tokens, are compared by value.
+
+    Raises:
+        CheckpointError: if the file has other parts.
     """
     target = read_weights(path, layout, hints)
-    library, tokens_of = _foreign_model(path, layout, target)
+    if lacking := [part for part in weights.parts if part not in target.parts]:
+        raise CheckpointError(f"The file that was written (layout {layout}) lacks {', '.join(lacking)}.")
+    results = []
+    for part in filter(is_backbone, weights.parts):
+        results += _compare_backbones(_alone(weights, part), _alone(target, part), path, layout, part)
+    for part, entries in weights.parts.items():
+        names = [name for name in entries if not is_backbone(part) or name == "mask_token"]
+        shared = [name for name in names if name in target.parts[part] or not is_backbone(part)]
+        if shared:
+            what = entry_name(part, "mask_token") if is_backbone(part) else part
+            results.append(compare_tensors(what, _values(entries, shared), _values(target.parts[part], shared)))
+    return results
+
+
+def _alone(weights: Weights, part: str) -> Weights:
+    return replace(weights, parts={"backbone": weights.parts[part]})
+
+
+def _values(entries: StateDict, names: list[str]) -> Tensor:
+    """All values in a row, [sum of the sizes] of float32; fewer where an entry is missing."""
+    return torch.cat([entries[name].flatten().float() for name in names if name in entries])
+
+
+def _compare_backbones(weights: Weights, target: Weights, path: str, layout: str, part: str) -> list[Comparison]:
+    library, tokens_of = f"the file read back ({layout})", tokens_of_backbone(target)
+    if part == "backbone":
+        library, tokens_of = _foreign_model(path, layout, target) or (library, tokens_of)
     ours = tokens_of_backbone(weights)
     same_rule = (weights.spec.interpolate_antialias, weights.spec.interpolate_offset) == (
         target.spec.interpolate_antialias,
         target.spec.interpolate_offset,
     )
+    who = "" if part == "backbone" else f"{part}, "
     rows, columns = weights.spec.table_grid
     results = []
     for grid in ((rows, columns), (max(1, rows * 3 // 4), max(1, columns * 3 // 4) + 1)):
@@ -69,9 +100,9 @@ def compare_files(weights: Weights, path: str, layout: str, hints: Hints) -> lis
             expected, got = ours(images), tokens_of(images)
         is_native = grid == weights.spec.table_grid
         results.append(
-            compare_tensors(f"{library} at {size[0]} x {size[1]} pixels", expected, got, is_native or same_rule)
+            compare_tensors(f"{who}{library} at {size[0]} x {size[1]} pixels", expected, got, is_native or same_rule)
         )
-    return results + _compare_heads(weights, target)
+    return results
 
 
 def compare_tensors(
@@ -80,36 +111,6 @@ def compare_tensors(
     """The largest difference of two tensors; NaN, which never agrees, if their shapes differ."""
     difference = (expected - got).abs().max().item() if expected.shape == got.shape else float("nan")
     return Comparison(what, difference, expected.abs().max().item(), must_agree, if_not)
-
-
-def _compare_heads(weights: Weights, target: Weights) -> list[Comparison]:
-    results = []
-    for name in ("dino_head", "ibot_head"):
-        if name in weights.parts and name in target.parts:
-            head, other = _head(weights, name), _head(target, name)
-            features = torch.randn(8, weights.spec.embed_dim, generator=torch.Generator().manual_seed(0))
-            with torch.inference_mode():
-                results.append(compare_tensors(name, head(features), other(features)))
-    return results
-
-
-def _head(weights: Weights, name: str) -> DINOHead:
-    entries = weights.parts[name]
-    head = DINOHead(in_dim=weights.spec.embed_dim, **head_arguments(entries))
-    head.load_state_dict(entries)
-    return head
-
-
-def head_arguments(entries: StateDict) -> dict[str, int]:
-    """What DINOHead was built with, but for the width of its input, read off the shapes of its entries."""
-    layers = sorted({int(key.split(".")[1]) for key in entries if key.startswith("mlp.")})
-    num_prototypes, bottleneck_dim = entries["last_layer.weight_v"].shape
-    return {
-        "num_prototypes": num_prototypes,
-        "hidden_dim": entries[f"mlp.{layers[0]}.weight"].shape[0],
-        "bottleneck_dim": bottleneck_dim,
-        "num_layers": len(layers),
-    }
 
 
 def tokens_of_backbone(weights: Weights) -> TokensOf:
@@ -123,18 +124,18 @@ def tokens_of_backbone(weights: Weights) -> TokensOf:
     return run
 
 
-def _foreign_model(path: str, layout: str, target: Weights) -> tuple[str, TokensOf]:
-    """(what runs it, images -> all tokens after the final norm)."""
+def _foreign_model(path: str, layout: str, target: Weights) -> tuple[str, TokensOf] | None:
+    """(what runs it, images -> all tokens after the final norm); None if there is no such library here."""
     if layout == "huggingface" and importlib.util.find_spec("transformers"):
         from transformers import AutoModel
 
-        model = AutoModel.from_pretrained(path, local_files_only=True).eval()
+        model = AutoModel.from_pretrained(path, local_files_only=True).float().eval()  # it keeps half precision
         return f"transformers {type(model).__name__}", lambda images: model(images).last_hidden_state
     if layout == "timm" and importlib.util.find_spec("timm"):
         timm_model = build_timm_model(target.spec)
         timm_model.load_state_dict(read_content(path).data)
         return "timm VisionTransformer", timm_model.forward_features  # type: ignore[return-value]
-    return f"the file read back ({layout})", tokens_of_backbone(target)
+    return None
 
 
 def build_timm_model(spec: BackboneSpec) -> torch.nn.Module:

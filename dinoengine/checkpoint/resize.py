@@ -11,20 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinoengine.checkpoint.convert import require_free, save_weights
-from dinoengine.checkpoint.files import CheckpointError, FileContent, read_content
+from dinoengine.checkpoint.convert import require_place, save_weights
+from dinoengine.checkpoint.files import FileContent, read_content
 from dinoengine.checkpoint.layouts import LAYOUTS, Hints, detect_layout
+from dinoengine.checkpoint.output import require_agreement, require_free
 from dinoengine.checkpoint.parity import Comparison, compare_tensors, tokens_of_backbone
 from dinoengine.checkpoint.patch_kernel import repeat_channels, resample_patches
 from dinoengine.checkpoint.resize_steps import with_channels, with_patch_size, with_registers, with_table_grid
-from dinoengine.checkpoint.weights import BackboneSpec, Weights, is_backbone
+from dinoengine.checkpoint.weights import BackboneSpec, Weights, grid_of, is_backbone
 from dinoengine.config import cfg_from_text
 from dinoengine.config.config import flatten
 
 logger = logging.getLogger(__name__)
-
-# What layouts keep their state dicts in; anything else beside them is a trainer's.
-_CONTAINERS = ("model", "teacher", "state_dict", "config")
 
 
 @dataclass(frozen=True)
@@ -54,17 +52,12 @@ class Target:
         for name, value in numbers.items():
             if value is not None and value < 1:
                 raise ValueError(f"The {name} must be at least 1; got {value}.")
-        if rows % patch_size or columns % patch_size:
-            whole = [max(1, edge // patch_size) * patch_size for edge in (rows, columns)]
-            raise ValueError(
-                f"The image size {rows} x {columns} is no multiple of the patch size {patch_size}; give one that is "
-                f"(--img-size {whole[0]} {whole[1]})."
-            )
+        grid = grid_of((rows, columns), patch_size)
         if self.num_registers is not None and self.num_registers < spec.num_register_tokens:
             raise ValueError(
                 f"Registers can be added, not removed: there are {spec.num_register_tokens}; got {self.num_registers}."
             )
-        return rows // patch_size, columns // patch_size
+        return grid
 
 
 def resize_checkpoint(
@@ -97,13 +90,11 @@ def resize_checkpoint(
     old = chosen.read(content, hints or Hints())
     old.require_complete(source, allow)
     to = to or old.layout
+    require_place(target, to, overwrite, source)
     logger.info("%s: layout %s, %s.", source, old.layout, old.spec.describe())
     new, results = resize_weights(old, wanted)
-    _report(old, new, to, content)
-    for result in results:
-        logger.info("%s", result.line())
-    if failed := [result.line() for result in results if result.must_agree and not result.agrees]:
-        raise CheckpointError(f"The result does not compute what it should, so nothing was written: {failed[0]}.")
+    _report(old, new, to)
+    require_agreement(results, "The result does not compute what it should")
     chunks = _num_chunks(content) if to.startswith("meta") else 0
     results += save_weights(new, target, to, allow=allow, block_chunks=chunks, overwrite=overwrite, what=source)
     return results
@@ -209,7 +200,7 @@ def _compare(
     return results
 
 
-def _report(old: Weights, new: Weights, to: str, content: FileContent) -> None:
+def _report(old: Weights, new: Weights, to: str) -> None:
     """Log what differs between ``old`` and what a reader of layout ``to`` will find, and what is left out.
 
     Raises:
@@ -234,9 +225,8 @@ def _report(old: Weights, new: Weights, to: str, content: FileContent) -> None:
         for (key, before_value), (_, value) in zip(_options(old.config), _options(found.config), strict=True):
             if before_value != value:
                 logger.info("changed: config %s %s -> %s", key, before_value, value)
-    beside = [n for n, v in content.data.items() if not isinstance(v, Tensor) and n not in _CONTAINERS]
-    if beside:
-        logger.info("Left out, as it belongs to the training of the old model: %s.", ", ".join(beside))
+    if old.left_out:
+        logger.info("Left out, as it belongs to the training of the old model: %s.", ", ".join(old.left_out))
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -11,9 +11,9 @@ from tabulate import tabulate
 from torch import Tensor
 
 from dinoengine.checkpoint.files import StateDict, grouped_names, short_list
+from dinoengine.checkpoint.heads import head_arguments
 from dinoengine.checkpoint.layouts import LAYOUTS, Hints, read_weights
 from dinoengine.checkpoint.layouts.own import config_of
-from dinoengine.checkpoint.parity import head_arguments
 from dinoengine.checkpoint.weights import Weights
 from dinoengine.utils.file_io import local_path
 
@@ -52,10 +52,11 @@ def summarize(path: str, layout: str = "auto", hints: Hints | None = None) -> Su
         "linear head": _linear_head(parts.get("linear_head")),
         "centres": ", ".join(f"{name} {list(v.shape)}" for name, v in parts.get("centers", {}).items()) or _NONE,
         "iteration": _NONE if weights.iteration is None else f"{weights.iteration:,}",
-        "config": "in the file" if weights.config is not None else _NONE,
+        "config of a run": "in the file" if weights.config is not None else _NONE,
         "mask token": _mask_token(parts["backbone"].get("mask_token"), weights),
         "missing": _names(weights.missing),
         "unused": _names(weights.unused),
+        "not finite": _names(weights.not_finite()),
         OVERRIDES: overrides_line(weights),
     }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +19,22 @@ from dinoengine.modeling.backbone.vit import VIT_SIZES, VisionTransformer
 
 # Published transformers have 64 channels per attention head; their files do not state the number of heads.
 PUBLISHED_HEAD_WIDTH = 64
+
+# How the entries of our models begin -> (the part of ``Weights`` they belong to, how their names begin there).
+SELF_DISTILLATION_PARTS = {
+    "teacher.backbone.": ("backbone", ""),
+    "teacher.dino_head.": ("dino_head", ""),
+    "teacher.ibot_head.": ("ibot_head", ""),
+    "student.backbone.": ("student.backbone", ""),
+    "student.dino_head.": ("student.dino_head", ""),
+    "student.ibot_head.": ("student.ibot_head", ""),
+    "dino_targets.center": ("centers", "dino"),
+    "ibot_targets.center": ("centers", "ibot"),
+}
+CLASSIFIER_PARTS = {
+    "backbone.": ("backbone", ""),
+    "head.": ("linear_head", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,8 @@ class BackboneSpec:
         if not self.size_name:
             options |= {"EMBED_DIM": self.embed_dim, "DEPTH": self.depth, "NUM_HEADS": self.num_heads}
         options |= {
+            # Any value that is not 0 will do: the weights bring their own.
+            "LAYER_SCALE_INIT": 1e-5 if self.layer_scale else 0.0,
             "PATCH_SIZE_PX": self.patch_size,
             "POS_EMBED_SIZE_PX": self.img_size,
             "NUM_REGISTER_TOKENS": self.num_register_tokens,
@@ -105,8 +122,6 @@ class BackboneSpec:
             "INTERPOLATE_ANTIALIAS": self.interpolate_antialias,
             "INTERPOLATE_OFFSET": self.interpolate_offset,
         }
-        if not self.layer_scale:
-            options["LAYER_SCALE_INIT"] = 0.0
         return {f"MODEL.VIT.{key}": value for key, value in options.items()}
 
 
@@ -119,9 +134,11 @@ class Weights:
         parts: "backbone" (the teacher's, or the only one); where the file has them "dino_head" and "ibot_head" of the
             teacher, the same three as "student.backbone" ..., "linear_head" ("weight", "bias"), and "centers" ("dino",
             "ibot", each [1, K]).
-        missing: entries of the backbone that the file should have and has not.
+        missing: entries of the parts that the file should have and has not; ``dino_head.x``, but ``x`` of the backbone.
         absent: entries of the backbone that its layout never stores (the mask token, in some).
         unused: entries of the file that nothing here has a place for, under the file's names.
+        left_out: what else lies in the file and belongs to the training that wrote it (optimizer, counters).
+        states_shape: whether the file says the number of attention heads and the grid of the position table.
         iteration: last finished iteration of the run, where the file states it.
         config: text of the dinoengine config the run had, where the file has it.
     """
@@ -132,6 +149,8 @@ class Weights:
     missing: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    states_shape: bool = False
     iteration: int | None = None
     config: str | None = None
 
@@ -142,21 +161,32 @@ class Weights:
     def require_complete(self, path: str, allow: Sequence[str] = ()) -> None:
         """
         Args:
-            allow: patterns (``fnmatch``) of entries that may be missing or unused.
+            allow: patterns (``fnmatch``) of entries that may be missing, unused or not finite.
 
         Raises:
             CheckpointError: names every other one.
         """
         self.account_for(
             path,
-            not_allowed(self.missing, allow),
-            not_allowed(self.unused, allow),
+            {
+                "missing": not_allowed(self.missing, allow),
+                "without a place": not_allowed(self.unused, allow),
+                "with values that are not finite": not_allowed(self.not_finite(), allow),
+            },
             "If that is right, allow these entries by name (--allow PATTERN of the conversion tools).",
         )
 
-    def account_for(self, path: str, missing: Sequence[str], unused: Sequence[str], advice: str) -> None:
-        """CheckpointError with ``advice`` if anything is missing or unused."""
-        named = {"missing": list(missing), "without a place": list(unused)}
+    def not_finite(self) -> list[str]:
+        """Entries with NaN or infinity in them."""
+        return [
+            entry_name(part, name)
+            for part, entries in self.parts.items()
+            for name, value in entries.items()
+            if not value.isfinite().all()
+        ]
+
+    def account_for(self, path: str, named: dict[str, list[str]], advice: str) -> None:
+        """CheckpointError with ``advice`` if any of the lists in ``named`` (what is wrong -> entries) has something."""
         problems = [f"{len(n)} {what}: {short_list(grouped_names(n))}" for what, n in named.items() if n]
         if problems:
             raise CheckpointError(
@@ -172,6 +202,11 @@ class Weights:
         return model
 
 
+def entry_name(part: str, name: str) -> str:
+    """How messages call an entry: that of the (teacher's) backbone by its name alone, of the student's ``student.x``."""
+    return f"{part.removesuffix('backbone')}{name}" if is_backbone(part) else f"{part}.{name}"
+
+
 def is_backbone(part: str) -> bool:
     """Whether a part of ``Weights`` is a backbone, the teacher's or the student's."""
     return part.rpartition(".")[2] == "backbone"
@@ -182,112 +217,19 @@ def not_allowed(names: Sequence[str], allow: Sequence[str]) -> list[str]:
     return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allow)]
 
 
-def make_weights(
-    layout: str,
-    path: str,
-    parts: dict[str, StateDict],
-    *,
-    antialias: bool,
-    offset: float,
-    num_heads: int | None = None,
-    table_grid: tuple[int, int] | None = None,
-    optional: Sequence[str] = (),
-    unused: Sequence[str] = (),
-    iteration: int | None = None,
-    config: str | None = None,
-) -> Weights:
-    """Work out what model the backbone is, and account for every entry.
-
-    Args:
-        parts: as in ``Weights``; entries that do not belong to the backbone move to ``unused``.
-        num_heads: None: one per 64 channels.
-        table_grid: None: the position table is square.
-        optional: entries of the backbone that this layout never has (``mask_token``).
+def grid_of(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """(rows, columns) of patches in an image of ``size`` pixels.
 
     Raises:
-        CheckpointError: if it is no vision transformer, or an entry has another shape than its name says.
+        ValueError: if the size is no multiple of the patch; gives the nearest below that is.
     """
-    if not parts.get("backbone"):
-        raise CheckpointError(
-            f"{path} has no entry of a backbone of the {layout} layout; it has {short_list(grouped_names(list(unused)))}."
+    if min(size) < patch_size or size[0] % patch_size or size[1] % patch_size:
+        whole = [max(1, edge // patch_size) * patch_size for edge in size]
+        raise ValueError(
+            f"The image size {size[0]} x {size[1]} is no multiple of the patch size {patch_size}; give one that is "
+            f"(--img-size {whole[0]} {whole[1]})."
         )
-    spec = infer_spec(parts["backbone"], path, num_heads, table_grid, antialias, offset)
-    expected = {name: tuple(value.shape) for name, value in spec.build("meta").state_dict().items()}
-    missing: list[str] = []
-    unused = list(unused)
-    for part, entries in list(parts.items()):
-        if not is_backbone(part):
-            continue
-        prefix = part.removesuffix("backbone")
-        missing += [prefix + name for name in expected if name not in entries and name not in optional]
-        unused += [prefix + name for name in entries if name not in expected]
-        misshapen = [
-            f"{prefix}{name} {list(entries[name].shape)} (expected {list(shape)})"
-            for name, shape in expected.items()
-            if name in entries and tuple(entries[name].shape) != shape
-        ]
-        if misshapen:
-            raise CheckpointError(
-                f"{path} (layout {layout}) looks like {spec.describe()}, but {len(misshapen)} entries have another shape: "
-                f"{short_list(misshapen)}."
-            )
-        parts[part] = {name: value for name, value in entries.items() if name in expected}
-    absent = [name for name in optional if name in expected and name not in parts["backbone"]]
-    return Weights(layout, spec, parts, missing, absent, unused, iteration, config)
-
-
-def infer_spec(
-    backbone: StateDict,
-    path: str,
-    num_heads: int | None,
-    table_grid: tuple[int, int] | None,
-    antialias: bool,
-    offset: float,
-) -> BackboneSpec:
-    """Read the shape of the model off the shapes of its entries; see ``make_weights``."""
-    patches, table = backbone.get("patch_embed.proj.weight"), backbone.get("pos_embed")
-    blocks = {int(match[1]) for name in backbone if (match := re.match(r"blocks\.(\d+)\.", name))}
-    if patches is None or table is None or not blocks or patches.ndim != 4 or table.ndim != 3:
-        raise CheckpointError(
-            f"{path} holds no vision transformer that is known here (no patch embedding, position table and blocks); it "
-            f"has {short_list(grouped_names(list(backbone))) or 'nothing'}."
-        )
-    embed_dim, in_chans, patch_size, _ = patches.shape
-    if num_heads is None and embed_dim % PUBLISHED_HEAD_WIDTH:
-        raise CheckpointError(
-            f"{path} does not state its number of attention heads, and {embed_dim} channels are not a multiple of "
-            f"{PUBLISHED_HEAD_WIDTH}; give it (--num-heads)."
-        )
-    is_swiglu = "blocks.0.mlp.w12.weight" in backbone
-    hidden = backbone.get("blocks.0.mlp.w3.weight" if is_swiglu else "blocks.0.mlp.fc2.weight")
-    registers = backbone.get("register_tokens")
-    return BackboneSpec(
-        embed_dim=embed_dim,
-        depth=max(blocks) + 1,
-        num_heads=num_heads or embed_dim // PUBLISHED_HEAD_WIDTH,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        table_grid=table_grid or _square(table.shape[1] - 1, path),
-        num_register_tokens=0 if registers is None else registers.shape[1],
-        ffn="swiglu" if is_swiglu else "mlp",
-        ffn_hidden=4 * embed_dim if hidden is None else hidden.shape[1],
-        layer_scale="blocks.0.ls1.gamma" in backbone,
-        qkv_bias="blocks.0.attn.qkv.bias" in backbone,
-        proj_bias="blocks.0.attn.proj.bias" in backbone,
-        ffn_bias=f"blocks.0.mlp.{'w3' if is_swiglu else 'fc2'}.bias" in backbone,
-        interpolate_antialias=antialias,
-        interpolate_offset=offset,
-    )
-
-
-def _square(num_positions: int, path: str) -> tuple[int, int]:
-    edge = math.isqrt(max(0, num_positions))
-    if edge < 1 or edge * edge != num_positions:
-        raise CheckpointError(
-            f"The position table of {path} has {num_positions} patches, which is no square; give its rows and columns "
-            "(--grid ROWS COLUMNS)."
-        )
-    return edge, edge
+    return size[0] // patch_size, size[1] // patch_size
 
 
 def ffn_ratio(ffn: str, embed_dim: int, hidden: int) -> float:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 from dinoengine.config import evaluation_defaults
 from dinoengine.config.config import CfgNode as CN
+from dinoengine.config.config import ConfigError
 
 _C = CN()
 
@@ -159,6 +162,12 @@ _C.MODEL.CLASSIFIER.MEAN_PATCH = False
 _C.MODEL.CLASSIFIER.FREEZE_BACKBONE = True
 # Share of the target's probability that is spread over all classes, 0..1. Changes results.
 _C.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
+# Mixup: an image and its neighbour in the batch of a process are added with weights lambda and 1 - lambda, lambda from
+# Beta(alpha, alpha), labels alike; alpha 0 or more, 0: off. Changes results.
+_C.MODEL.CLASSIFIER.MIXUP_ALPHA = 0.0
+# CutMix: a box that covers 1 - lambda of the image is taken from the neighbour; alpha 0 or more, 0: off. With both, each
+# batch gets one of the two at random. Changes results.
+_C.MODEL.CLASSIFIER.CUTMIX_ALPHA = 0.0
 
 _C.MODEL.DDP = CN()
 # Let DistributedDataParallel look for parameters without gradient (slower; for models of your own).
@@ -313,6 +322,20 @@ _C.SOLVER.AMP.ENABLED = False
 _C.SOLVER.AMP.PRECISION = "bf16"
 
 # ----------------------------------------------------------------------------------------------------------------
+# Collapse guard
+# ----------------------------------------------------------------------------------------------------------------
+_C.COLLAPSE_GUARD = CN()
+# What happens when features or targets have collapsed (docs/evaluation.md says how it is seen): "off", "warn" (say so
+# and go on), "stop" (checkpoint, exit code 2) or "rollback" (last_checkpoint becomes the last healthy one, exit code 2).
+# Changes results only by ending the run.
+_C.COLLAPSE_GUARD.ACTION = "warn"
+# Iterations at the start in which nothing counts, as untrained features look collapsed; -1: SOLVER.WARMUP_ITERS plus a
+# tenth of SOLVER.MAX_ITER.
+_C.COLLAPSE_GUARD.GRACE_ITERS = -1
+# Readings in a row that must show it: one reading each LOG.PERIOD iterations, of evaluations one each.
+_C.COLLAPSE_GUARD.PATIENCE = 5
+
+# ----------------------------------------------------------------------------------------------------------------
 # Logging
 # ----------------------------------------------------------------------------------------------------------------
 _C.LOG = CN()
@@ -326,8 +349,7 @@ _C.LOG.PROGRESS_BAR = True
 _C.LOG.PROFILE_START_ITER = 0
 _C.LOG.PROFILE_END_ITER = 0
 
-# The keys under TEST.
-_C.update(evaluation_defaults.get_cfg())
+_C.update(evaluation_defaults.get_cfg())  # the keys under TEST
 
 
 def get_cfg() -> CN:
@@ -345,7 +367,17 @@ def read_cfg(config_file: str = "", opts: Sequence[Any] = ()) -> CN:
 
 
 def cfg_from_text(text: str) -> CN:
-    """The whole config that ``dump()`` wrote as ``text``."""
+    """The whole config that ``dump()`` wrote as ``text``.
+
+    Raises:
+        ConfigError: if it is no YAML of keys, or one of another version.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("Config", [f"not valid YAML: {error}"]) from None
+    if not isinstance(values, dict):
+        raise ConfigError("Config", [f"holds a {type(values).__name__}; expected keys with values."])
     cfg = get_cfg()
-    cfg.merge_from_other_cfg(CN.load_cfg(text))
+    cfg.merge_from_other_cfg(CN(values))
     return cfg

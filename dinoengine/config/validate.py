@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dinoengine.config import validate_evaluation as evaluation
 from dinoengine.config.config import CfgNode, ConfigError
-from dinoengine.config.validate_evaluation import are_numbers, evaluation_problems
+from dinoengine.config.validate_evaluation import are_numbers
 from dinoengine.utils.registry import suggest
 
 # key -> smallest value, largest value, whether the ends are allowed
@@ -42,6 +43,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "MODEL.LOSS.KOLEO_GROUP_SIZE": (0, float("inf"), True),
     "MODEL.CLASSIFIER.NUM_CLASSES": (0, float("inf"), True),
     "MODEL.CLASSIFIER.LABEL_SMOOTHING": (0, 1, True),
+    "MODEL.CLASSIFIER.MIXUP_ALPHA": (0, float("inf"), True),
+    "MODEL.CLASSIFIER.CUTMIX_ALPHA": (0, float("inf"), True),
     "INPUT.LOCAL_CROPS.NUM": (0, float("inf"), True),
     "INPUT.HFLIP_PROB": (0, 1, True),
     "INPUT.COLOR_JITTER.PROB": (0, 1, True),
@@ -75,12 +78,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "SOLVER.REFERENCE_WORLD_SIZE": (0, float("inf"), True),
     "SOLVER.CHECKPOINT_PERIOD": (0, float("inf"), True),
     "SOLVER.CHECKPOINT_MAX_TO_KEEP": (0, float("inf"), True),
-    "TEST.EVAL_PERIOD": (0, float("inf"), True),
-    "TEST.IMS_PER_BATCH": (1, float("inf"), True),
-    "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
-    "TEST.KNN.NUM_TRIES": (1, float("inf"), True),
-    "TEST.KNN.MEMORY_MIB": (1, float("inf"), True),
-    "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
+    "COLLAPSE_GUARD.GRACE_ITERS": (-1, float("inf"), True),
+    "COLLAPSE_GUARD.PATIENCE": (1, float("inf"), True),
     "LOG.PROFILE_START_ITER": (0, float("inf"), True),
     "LOG.PROFILE_END_ITER": (0, float("inf"), True),
     "LOG.PERIOD": (1, 1000, True),
@@ -94,9 +93,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L"),
-    "TEST.KNN.SIMILARITY_DTYPE": ("float32", "float16", "bfloat16"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
+    "COLLAPSE_GUARD.ACTION": ("off", "warn", "stop", "rollback"),
 }
 
 
@@ -119,7 +118,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_input,
         _check_sizes,
         _check_names,
-        evaluation_problems,
+        evaluation.problems,
         _check_classifier,
     ]
     if training:
@@ -129,7 +128,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
     if training:
         problems += _check_batch(cfg, world_size)
     elif not cfg.DATASETS.TEST:
-        problems.append("DATASETS.TEST is empty, so there is nothing to evaluate on; name a labelled dataset.")
+        problems.append("DATASETS.TEST is empty, so there is nothing to evaluate on; name a dataset.")
     if problems:
         raise ConfigError("The config cannot be run", problems)
     return list(_warnings(cfg)) if training else []
@@ -148,7 +147,7 @@ def _is_classifier(cfg: CfgNode) -> bool:
 
 
 def _check_ranges(cfg: CfgNode) -> Iterator[str]:
-    for key, (low, high, closed) in _RANGES.items():
+    for key, (low, high, closed) in (_RANGES | evaluation.RANGES).items():
         value = _get(cfg, key)
         assert isinstance(value, (int, float)), key
         if not math.isfinite(value) or not (low <= value <= high if closed else low < value < high):
@@ -165,7 +164,7 @@ def _check_ranges(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_choices(cfg: CfgNode) -> Iterator[str]:
-    for key, choices in _CHOICES.items():
+    for key, choices in (_CHOICES | evaluation.CHOICES).items():
         value = str(_get(cfg, key))
         if value not in choices:
             yield f"{key} must be one of {', '.join(choices)}; got {value!r}{suggest(value, list(choices))}."
@@ -254,6 +253,11 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
         )
         return
     if _is_classifier(cfg):
+        if batch == world_size and (cfg.MODEL.CLASSIFIER.MIXUP_ALPHA or cfg.MODEL.CLASSIFIER.CUTMIX_ALPHA):
+            yield (
+                "MODEL.CLASSIFIER.MIXUP_ALPHA and CUTMIX_ALPHA mix the images of a process, and SOLVER.IMS_PER_BATCH "
+                f"{batch} gives each of {world_size} a single one; raise it, or set both to 0."
+            )
         return
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and group == 1:
         yield "MODEL.LOSS.KOLEO_GROUP_SIZE 1 leaves no other image to compare with; use 0 (all) or at least 2."
@@ -281,7 +285,7 @@ def _check_precision(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_names(cfg: CfgNode) -> Iterator[str]:
-    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "TEST.KNN.TRAIN", "TEST.EVALUATORS"):
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", *evaluation.NAME_LISTS):
         if not all(isinstance(name, str) and name for name in _get(cfg, key)):
             yield f"{key} must list names, got {_get(cfg, key)}; write a number in quotes if it is a name."
 
@@ -291,6 +295,8 @@ def _check_training_data(cfg: CfgNode) -> Iterator[str]:
         yield "MODEL.WEIGHTS_WITH_OPTIMIZER needs a checkpoint in MODEL.WEIGHTS."
     if not cfg.DATASETS.TRAIN:
         yield 'DATASETS.TRAIN is empty; name your images, e.g. DATASETS.TRAIN "folder:/path/to/images".'
+    if cfg.COLLAPSE_GUARD.ACTION == "rollback" and not cfg.SOLVER.CHECKPOINT_PERIOD:
+        yield "COLLAPSE_GUARD.ACTION rollback needs checkpoints to go back to: set SOLVER.CHECKPOINT_PERIOD."
 
 
 def _check_classifier(cfg: CfgNode) -> Iterator[str]:
@@ -331,5 +337,12 @@ def _pretraining_warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.BACKBONE_FREEZE_ITERS >= SOLVER.MAX_ITER {total}: the backbone is never trained."
     if cfg.MODEL.TEACHER.MOMENTUM > cfg.MODEL.TEACHER.MOMENTUM_END:
         yield "MODEL.TEACHER.MOMENTUM is above MOMENTUM_END: the teacher would follow the student ever faster."
+    kept_iters = cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP * cfg.SOLVER.CHECKPOINT_PERIOD
+    until_noticed = (cfg.COLLAPSE_GUARD.PATIENCE + 1) * cfg.LOG.PERIOD
+    if cfg.COLLAPSE_GUARD.ACTION == "rollback" and 0 < kept_iters < until_noticed + cfg.SOLVER.CHECKPOINT_PERIOD:
+        yield (
+            f"COLLAPSE_GUARD.ACTION rollback: it takes up to {until_noticed} iterations to notice a collapse, and the "
+            f"SOLVER.CHECKPOINT_MAX_TO_KEEP {cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP} checkpoints kept may all be younger."
+        )
     if cfg.MODEL.LOSS.KOLEO_WEIGHT > 0 and cfg.SOLVER.IMS_PER_BATCH == 1:
         yield "KoLeo needs at least two images to compare; with SOLVER.IMS_PER_BATCH 1 its loss is 0."

@@ -1,5 +1,5 @@
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransform, MultiCrop
-from dinoengine.data.build import build_test_loader, build_train_loader
+from dinoengine.data.build import build_mask_train_loader, build_test_loader, build_train_loader
 from dinoengine.data.catalog import (
     DATASET_REGISTRY,
     DatasetCatalog,
@@ -8,7 +8,7 @@ from dinoengine.data.catalog import (
     build_datasets,
 )
 from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
-from dinoengine.data.datasets import Digits, FashionMNIST, ImageFolder, Synthetic
+from dinoengine.data.datasets import Digits, FashionMNIST, ImageFolder, MaskFolder, Synthetic
 from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
@@ -27,6 +27,7 @@ __all__ = [
     "ImageDataset",
     "ImageFolder",
     "InferenceSampler",
+    "MaskFolder",
     "MaskPlan",
     "MetadataCatalog",
     "MultiCrop",
@@ -37,6 +38,7 @@ __all__ = [
     "TrainingSampler",
     "build_dataset",
     "build_datasets",
+    "build_mask_train_loader",
     "build_test_loader",
     "build_train_loader",
     "describe_batch",

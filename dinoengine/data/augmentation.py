@@ -187,9 +187,19 @@ class CenterCropTransform:
     def __call__(self, image: Any) -> Tensor:
         """PIL image -> uint8 tensor [C, rows, columns]."""
         from torchvision.transforms import InterpolationMode
+
+        return pil_to_tensor(self._crop(to_format(image, self.image_format), InterpolationMode.BICUBIC))
+
+    def mask(self, mask: np.ndarray) -> Tensor:
+        """The same crop of the mask of an image, [H, W] uint8 -> [rows, columns] uint8, by nearest neighbour."""
+        from PIL import Image
+        from torchvision.transforms import InterpolationMode
+
+        return pil_to_tensor(self._crop(Image.fromarray(mask), InterpolationMode.NEAREST))[0]
+
+    def _crop(self, image: Any, interpolation: Any) -> Any:
         from torchvision.transforms import functional as F
 
-        image = to_format(image, self.image_format)
         rows, columns = self.crop_size
         size = [image.height, image.width]
         if self.resize_px:  # the longer side is cut to whole pixels, as torchvision's Resize does
@@ -198,8 +208,8 @@ class CenterCropTransform:
         if factor > 1:
             size = [max(rows, round(size[0] * factor)), max(columns, round(size[1] * factor))]
         if size != [image.height, image.width]:
-            image = F.resize(image, size, InterpolationMode.BICUBIC)
-        return pil_to_tensor(F.center_crop(image, [rows, columns]))
+            image = F.resize(image, size, interpolation)
+        return F.center_crop(image, [rows, columns])
 
 
 def to_format(image: Any, image_format: str) -> Any:

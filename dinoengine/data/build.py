@@ -13,6 +13,7 @@ from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransf
 from dinoengine.data.catalog import build_datasets
 from dinoengine.data.collate import CropSample, LabelledImage, SSLCollate, collate_images
 from dinoengine.data.dataset import DataError, ImageDataset, require_labels
+from dinoengine.data.mask_crops import MaskCrop, MaskStream
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
@@ -59,7 +60,7 @@ class LabelledStream(Dataset[LabelledImage]):
 
 
 class EvaluationImages(Dataset[LabelledImage]):
-    """index -> evaluation crop and label."""
+    """index -> evaluation crop, label and mask."""
 
     def __init__(self, dataset: ImageDataset, transform: CenterCropTransform) -> None:
         self.dataset = dataset
@@ -70,7 +71,9 @@ class EvaluationImages(Dataset[LabelledImage]):
 
     def __getitem__(self, index: int) -> LabelledImage:
         try:
-            return LabelledImage(self.transform(self.dataset.load(index)), self.dataset.label(index), index)
+            image, mask = self.transform(self.dataset.load(index)), self.dataset.load_mask(index)
+            cropped_mask = None if mask is None else self.transform.mask(mask)
+            return LabelledImage(image, self.dataset.label(index), index, cropped_mask)
         except Exception as error:
             raise DataError(f"Loading or cropping {self.dataset.describe(index)} failed: {error}") from error
 
@@ -144,6 +147,41 @@ def build_test_loader(
         EvaluationImages(dataset, transform),
         batch_size=max(1, cfg.TEST.IMS_PER_BATCH // world_size),
         sampler=part if images is None else [images[i] for i in part],
+        collate_fn=collate_images,
+        **_worker_options(cfg),
+    )
+
+
+def build_mask_train_loader(
+    cfg: CfgNode,
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    resize_ratio: tuple[float, float],
+    hflip_prob: float,
+    seed: int,
+) -> DataLoader[Any]:
+    """An endless loader of ImageBatch with masks: random crops of the size of the evaluation crop.
+
+    Args:
+        dataset: one with masks.
+        batch_size: over all processes.
+        resize_ratio, hflip_prob: see ``MaskCrop``.
+
+    Raises:
+        ValueError: if the batch cannot be divided over the processes.
+    """
+    size = cfg.INPUT.TEST.CROP_SIZE_PX
+    crop = MaskCrop(
+        cfg.INPUT.FORMAT,
+        resize_px=cfg.INPUT.TEST.RESIZE_PX,
+        crop_size=(size[0], size[-1]),
+        resize_ratio=resize_ratio,
+        hflip_prob=hflip_prob,
+    )
+    return DataLoader(
+        MaskStream(dataset, TrainingSampler(len(dataset), seed), crop, seed),
+        batch_sampler=PositionBatches(batch_size, rank=comm.get_rank(), world_size=comm.get_world_size()),
         collate_fn=collate_images,
         **_worker_options(cfg),
     )

@@ -21,7 +21,7 @@ DATASET_REGISTRY = Registry("DATASET")
 DATASET_REGISTRY.__doc__ = """Name -> a class or function that returns an ImageDataset.
 
 Its parameters, annotated str, int, float or bool, are the keys of the dataset string; the first one may be given
-without its name if it has no default.
+without its name if it has no default, or an empty string as default.
 """
 
 
@@ -152,7 +152,7 @@ def _parse_arguments(text: str, rest: str, builder: Callable[..., ImageDataset])
         first = next(iter(parameters), None)
         argument = ":".join(parts)
         # A parameter without default (folder's root) takes free text; others must be named, so typos are seen.
-        if first is None or first in arguments or parameters[first].default is not inspect.Parameter.empty:
+        if first is None or first in arguments or parameters[first].default not in (inspect.Parameter.empty, ""):
             key = parts[-1].partition("=")[0]
             raise ValueError(
                 f"Dataset {text!r}: {argument!r} is not understood{suggest(key, list(parameters))}. "

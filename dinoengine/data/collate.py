@@ -22,11 +22,12 @@ class CropSample(NamedTuple):
 
 @dataclass
 class LabelledImage:
-    """One crop of an image [C, H, W], its label (None without labels) and its index in the dataset."""
+    """One crop of an image [C, H, W], its label (None without labels), its index in the dataset, its mask [H, W] if any."""
 
     image: Tensor
     label: int | None
     index: int
+    mask: Tensor | None = None
 
 
 class SSLCollate:
@@ -62,11 +63,13 @@ class SSLCollate:
 
 
 def collate_images(samples: list[LabelledImage]) -> ImageBatch:
-    """LabelledImages -> ImageBatch; labels are None if the dataset has none."""
+    """LabelledImages -> ImageBatch; labels and masks are None if the dataset has none."""
     labels = [s.label for s in samples]
+    masks = [s.mask for s in samples if s.mask is not None]
     has_labels = all(label is not None for label in labels)
     return ImageBatch(
         images=torch.stack([s.image for s in samples]),
         labels=torch.tensor(labels, dtype=torch.int64) if has_labels else None,
         indices=torch.tensor([s.index for s in samples], dtype=torch.int64),
+        masks=torch.stack(masks) if len(masks) == len(samples) else None,
     )

@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dinoengine.structures import Sample
 
 
@@ -26,9 +28,11 @@ class ImageDataset(abc.ABC):
 
     Attributes:
         class_names: name of each label 0..n-1; None without labels.
+        mask_class_names: name of each class 0..n-1 that a pixel may have; None without masks.
     """
 
     class_names: list[str] | None = None
+    mask_class_names: list[str] | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -39,6 +43,14 @@ class ImageDataset(abc.ABC):
 
     def label(self, index: int) -> int | None:
         """The label at ``index``, without decoding the image; None when there is none."""
+        return None
+
+    def load_mask(self, index: int) -> np.ndarray | None:
+        """The class of each pixel of the image at ``index``, ``structures.IGNORE`` where there is none.
+
+        Returns:
+            [H, W] uint8; None for a dataset without masks.
+        """
         return None
 
     def describe(self, index: int) -> str:
@@ -56,13 +68,15 @@ class ImageDataset(abc.ABC):
 
 
 class ConcatImageDataset(ImageDataset):
-    """Several datasets one after the other. It has labels if all have the same class names."""
+    """Several datasets one after the other. It has labels (masks) if all have the same class names (of their masks)."""
 
     def __init__(self, datasets: Sequence[ImageDataset]) -> None:
         self.datasets = list(datasets)
         self._ends = list(itertools.accumulate(len(d) for d in self.datasets))
         names = self.datasets[0].class_names
         self.class_names = names if all(d.class_names == names for d in self.datasets) else None
+        names = self.datasets[0].mask_class_names
+        self.mask_class_names = names if all(d.mask_class_names == names for d in self.datasets) else None
 
     def _locate(self, index: int) -> tuple[ImageDataset, int]:
         if not 0 <= index < len(self):
@@ -80,6 +94,10 @@ class ConcatImageDataset(ImageDataset):
     def label(self, index: int) -> int | None:
         dataset, inner = self._locate(index)
         return dataset.label(inner) if self.has_labels else None
+
+    def load_mask(self, index: int) -> np.ndarray | None:
+        dataset, inner = self._locate(index)
+        return dataset.load_mask(inner) if self.mask_class_names is not None else None
 
     def describe(self, index: int) -> str:
         dataset, inner = self._locate(index)

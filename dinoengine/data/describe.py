@@ -21,12 +21,12 @@ _MEANINGS: dict[type, dict[str, str]] = {
         "images": "[B, C, H, W] one crop of each image",
         "labels": "[B] class of each image",
         "indices": "[B] index of each image in its dataset",
+        "masks": "[B, H, W] class of each pixel, 255 where there is none",
     },
 }
-_ABSENT = {
-    "local_crops": "INPUT.LOCAL_CROPS.NUM is 0",
-    "masks": "MODEL.LOSS.IBOT_WEIGHT is 0",
-    "labels": "the dataset has no labels",
+_ABSENT: dict[type, dict[str, str]] = {
+    SSLBatch: {"local_crops": "INPUT.LOCAL_CROPS.NUM is 0", "masks": "MODEL.LOSS.IBOT_WEIGHT is 0"},
+    ImageBatch: {"labels": "the dataset has no labels", "masks": "the dataset has no masks"},
 }
 
 
@@ -50,6 +50,6 @@ def describe_batch(batch: SSLBatch | ImageBatch) -> list[TensorRow]:
         if isinstance(value, Tensor):
             dtype = str(value.dtype).removeprefix("torch.")
             rows.append(TensorRow(field.name, str(tuple(value.shape)), dtype, _MEANINGS[type(batch)][field.name]))
-        elif field.name in _ABSENT:
-            rows.append(TensorRow(field.name, "none", "none", _ABSENT[field.name]))
+        elif field.name in _ABSENT[type(batch)]:
+            rows.append(TensorRow(field.name, "none", "none", _ABSENT[type(batch)][field.name]))
     return rows

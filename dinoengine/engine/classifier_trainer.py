@@ -11,7 +11,7 @@ from dinoengine.engine.ssl_trainer import SSLTrainer
 class ClassifierTrainer(ReportingTrainer):
     """Linear evaluation or fine-tuning with labels: DefaultTrainer and the final results table."""
 
-    result_name = "classifier"
+    model_name = "classifier"
 
 
 def trainer_class_of(cfg: CfgNode) -> type[DefaultTrainer]:

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from dinoengine.config import CfgNode
+from dinoengine.config import CfgNode, ConfigError
 from dinoengine.data import DataError
 from dinoengine.engine.classifier_trainer import trainer_class_of
 from dinoengine.engine.defaults import DefaultTrainer
+from dinoengine.engine.hooks import CollapseError
 from dinoengine.engine.launch import launch
 from dinoengine.engine.setup import (
     default_argument_parser,
@@ -48,14 +49,14 @@ def train_or_evaluate(
         cfg = default_setup(cfg, args)
         if args.eval_only:
             model = trainer_class.build_model(cfg)
-            load_weights_for_evaluation(cfg, model, resume=args.resume)
+            weights = load_weights_for_evaluation(cfg, model, resume=args.resume)
             results = trainer_class.test(cfg, model)
-            trainer_class.report(cfg, results)
+            trainer_class.report(cfg, results, weights)
             trainer_class.check_expected_results(cfg, results)
             return results
         trainer = trainer_class(cfg)
         trainer.resume_or_load(resume=args.resume)
         if args.resume:
             save_config(cfg)
-    with exit_on_user_error(DataError):
+    with exit_on_user_error(DataError, ConfigError, CollapseError):
         return trainer.train()

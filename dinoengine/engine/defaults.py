@@ -161,23 +161,46 @@ class DefaultTrainer(SimpleTrainer):
     def train(self) -> dict[str, Any]:  # type: ignore[override]
         """Train from ``start_iter`` to SOLVER.MAX_ITER, report, then check TEST.EXPECTED_RESULTS.
 
+        A hook may end it earlier; such a run that is resumed trains on only if that hook would not end it again.
+
         Returns:
             The results of the final evaluation; when nothing was left to train those that the run ended with.
 
         Raises:
             SystemExit: with code 1 if the results are not as expected.
         """
-        super().train(self.start_iter, self.max_iter)
-        if self.start_iter >= self.max_iter:
+        was_stopped = self._was_stopped_early()
+        if not was_stopped:
+            super().train(self.start_iter, self.max_iter)
+        if was_stopped or self.start_iter >= self.max_iter:
             self.last_results = self.results_of_finished_run()
         else:
             self.report_results()
         self.check_expected_results(self.cfg, self.last_results)
         return self.last_results
 
+    def _was_stopped_early(self) -> bool:
+        """Whether the run that is resumed had stopped early and would again; says why."""
+        is_resumed_within = 0 < self.start_iter < self.max_iter
+        for hook in self._hooks if is_resumed_within else ():
+            if isinstance(hook, hooks.EarlyStopping) and (reason := hook.reason_to_stop(self.start_iter - 1)):
+                logger.info(
+                    "Nothing to train: the run stopped early after iteration %d of %d: %s To go on, raise that key (or set "
+                    "it to 0), or choose another TEST.BEST_METRIC.",
+                    self.start_iter,
+                    self.max_iter,
+                    reason,
+                )
+                return True
+        return False
+
     @classmethod
-    def report(cls, cfg: CfgNode, results: dict[str, Any]) -> Any:
-        """Show what ``test`` returned beside something to compare it with. Override; it has logged the results."""
+    def report(cls, cfg: CfgNode, results: dict[str, Any], weights: str = "") -> Any:
+        """Show what ``test`` returned beside something to compare it with. Override; it has logged the results.
+
+        Args:
+            weights: the file that --eval-only evaluated; empty: the model of this run.
+        """
 
     def report_results(self) -> None:
         """Called once with ``last_results`` set, before they are checked. Override to show or keep them."""
@@ -196,6 +219,8 @@ class DefaultTrainer(SimpleTrainer):
         period = cfg.TEST.EVAL_PERIOD
         is_main = comm.is_main_process()
         profile = cfg.LOG.PROFILE_END_ITER > 0 and is_main
+        best = hooks.BestCheckpointer(self.checkpointer, cfg.TEST.BEST_METRIC, cfg.TEST.BEST_METRIC_MODE)
+        patience = cfg.TEST.EARLY_STOPPING_PATIENCE
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.scheduler),
@@ -212,9 +237,8 @@ class DefaultTrainer(SimpleTrainer):
                 self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
             ),
             hooks.EvalHook(period, self._evaluate, eval_at_start=cfg.TEST.EVAL_AT_START) if cfg.DATASETS.TEST else None,
-            hooks.BestCheckpointer(self.checkpointer, cfg.TEST.BEST_METRIC)
-            if cfg.TEST.BEST_METRIC and is_main
-            else None,
+            best if cfg.TEST.BEST_METRIC else None,
+            hooks.EarlyStopping(best, period, patience) if patience else None,
             # Last, so that what all others measured is written.
             hooks.PeriodicWriter(self.build_writers, cfg.LOG.PERIOD) if is_main else None,
         ]

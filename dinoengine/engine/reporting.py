@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
 
-# feature or model -> metric -> percent
+# feature or model -> metric -> value
 Rows = dict[str, dict[str, float]]
 
 
@@ -25,26 +25,32 @@ class ReportingTrainer(DefaultTrainer):
     """DefaultTrainer that shows its final results in a table per dataset and keeps them.
 
     Attributes:
-        result_name: what the table calls the model that was trained.
+        model_name: what the table calls the model: "trained teacher", or "teacher of FILE" where a file was evaluated.
     """
 
-    result_name = "trained model"
+    model_name = "model"
 
     def report_results(self) -> None:
         """Show the tables of ``report``; save them with the results in ``results.json``."""
         if self.last_results:
             tables = self.report(self.cfg, self.last_results)
             if comm.is_main_process():
+                content = {**self._results_of, "results": self.last_results, "tables": tables}
                 with atomic_write(self._results_path, "w") as file:
-                    json.dump({"results": self.last_results, "tables": tables}, file, indent=1)
+                    json.dump(content, file, indent=1)
         self._say_where()
 
     def results_of_finished_run(self) -> dict[str, Any]:
-        """Those in ``results.json``; a run that was stopped before they were written is evaluated now."""
+        """Those in ``results.json``; if it has none of this iteration and these datasets, the run is evaluated now.
+
+        A run that was stopped in its last evaluation has none, or those from before it was made longer.
+        """
         saved = None
         if comm.is_main_process() and os.path.exists(self._results_path):
             with open(self._results_path, encoding="utf-8") as file:
                 saved = json.load(file)
+            if any(saved.get(key) != value for key, value in self._results_of.items()):
+                saved = None
         saved = comm.broadcast_object(saved)
         if saved is None:
             if self.cfg.DATASETS.TEST:
@@ -58,6 +64,11 @@ class ReportingTrainer(DefaultTrainer):
         return results
 
     @property
+    def _results_of(self) -> dict[str, Any]:
+        """What results belong to: finished iterations, and datasets."""
+        return {"iteration": self.iter, "datasets": list(self.cfg.DATASETS.TEST)}
+
+    @property
     def _results_path(self) -> str:
         return os.path.join(self.cfg.OUTPUT_DIR, RESULTS_FILE)
 
@@ -65,18 +76,20 @@ class ReportingTrainer(DefaultTrainer):
         logger.info("Everything of this run is in %s", os.path.abspath(self.cfg.OUTPUT_DIR))
 
     @classmethod
-    def report(cls, cfg: CfgNode, results: dict[str, Any]) -> dict[str, Rows]:
+    def report(cls, cfg: CfgNode, results: dict[str, Any], weights: str = "") -> dict[str, Rows]:
         """Log a table per dataset: the results, after what they are to be compared with.
 
         Args:
             results: what ``test`` returned.
+            weights: the file that was evaluated; empty: the model of this run.
 
         Returns:
             dataset -> feature or model -> metric -> value.
         """
         tables = {dataset: rows.copy() for dataset, rows in cls.baselines(cfg).items()}
+        row = f"{cls.model_name} of {weights}" if weights else f"trained {cls.model_name}"
         for dataset in cfg.DATASETS.TEST:
-            tables.setdefault(dataset, {})[cls.result_name] = flatten_results_dict(of_dataset(cfg, results, dataset))
+            tables.setdefault(dataset, {})[row] = flatten_results_dict(of_dataset(cfg, results, dataset))
         _log_tables(tables)
         return tables
 
@@ -94,4 +107,4 @@ def of_dataset(cfg: CfgNode, results: dict[str, Any], dataset: str) -> dict[str,
 
 def _log_tables(tables: dict[str, Rows]) -> None:
     for dataset, rows in tables.items():
-        logger.info("Accuracy in percent on %s:\n%s", dataset, results_table(rows))
+        logger.info("Results on %s (accuracies in percent):\n%s", dataset, results_table(rows))

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError
-from dinoengine.checkpoint.adopt import fit_config, hints_of_config
+from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_same_backbone, say_assumed_heads
+from dinoengine.checkpoint.files import read_content
 from dinoengine.checkpoint.layouts import read_weights
+from dinoengine.checkpoint.weights import Weights
 from dinoengine.config import CfgNode, ConfigError, get_cfg, read_cfg, validate
 from dinoengine.data import DataError
 from dinoengine.engine.launch import under_torchrun
@@ -111,29 +113,42 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False) -> None:
     """Set what the weights decide (see ``checkpoint.adopt.fit_config``); a resumed run has it in its config.yaml.
 
-    Files that cannot be read are left to loading, which says why.
-
     Raises:
+        FileNotFoundError, CheckpointError: if MODEL.WEIGHTS cannot be read. A layout that is not known is left to loading:
+            it may be a checkpoint of this very model.
         ConfigError: if the config builds another backbone than that of MODEL.WEIGHTS; gives the values to set.
     """
+    is_resumed = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if cfg.MODEL.BACKBONE.NAME != "VisionTransformer":
-        return
-    saved_config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")) and os.path.exists(saved_config):
+        if cfg.MODEL.WEIGHTS and not is_resumed:
+            read_content(cfg.MODEL.WEIGHTS)
+    elif is_resumed:
         saved = get_cfg()
-        with contextlib.suppress(ConfigError):  # of another version: the checkpoint says what does not fit
-            saved.merge_from_file(saved_config)
+        with contextlib.suppress(ConfigError, FileNotFoundError):  # the checkpoint says what does not fit
+            saved.merge_from_file(os.path.join(cfg.OUTPUT_DIR, "config.yaml"))
             for key in ("POS_EMBED_SIZE_PX", "INTERPOLATE_ANTIALIAS", "INTERPOLATE_OFFSET"):
                 cfg.MODEL.VIT[key] = saved.MODEL.VIT[key]
     elif cfg.MODEL.WEIGHTS:
         setup_logger(distributed_rank=process_rank())
-        with contextlib.suppress(CheckpointError, OSError):
-            hints = hints_of_config(cfg)
-            weights = read_weights(cfg.MODEL.WEIGHTS, hints=hints)
-            if weights.spec.embed_dim != VisionTransformer.from_config(cfg)["embed_dim"]:
-                # Another model than the config's: its number of heads says nothing about the file.
-                weights = read_weights(cfg.MODEL.WEIGHTS, hints=replace(hints, num_heads=None))
-            fit_config(cfg, weights, cfg.MODEL.WEIGHTS, strict=cfg.MODEL.WEIGHTS_STRICT)
+        try:
+            weights = _read_as_configured(cfg)
+            fit_config(cfg, weights, cfg.MODEL.WEIGHTS)
+            say_assumed_heads(weights, cfg.MODEL.WEIGHTS)
+            if cfg.MODEL.WEIGHTS_STRICT:
+                require_same_backbone(cfg, weights, cfg.MODEL.WEIGHTS)
+        except (CheckpointError, OSError):
+            read_content(cfg.MODEL.WEIGHTS)
+
+
+def _read_as_configured(cfg: CfgNode) -> Weights:
+    """MODEL.WEIGHTS; what the file does not say is taken from the config, if that is of the same model."""
+    hints = hints_of_config(cfg)
+    with contextlib.suppress(CheckpointError):
+        weights = read_weights(cfg.MODEL.WEIGHTS, hints=hints)
+        if weights.spec.embed_dim == VisionTransformer.from_config(cfg)["embed_dim"]:
+            return weights
+    # Another model than the config's: its number of heads says nothing about the file.
+    return read_weights(cfg.MODEL.WEIGHTS, hints=replace(hints, num_heads=None))
 
 
 def resolve_device(device: str, num_gpus: int | None) -> tuple[str, int]:
@@ -301,6 +316,8 @@ def exit_on_user_error(*errors: type[Exception]) -> Iterator[None]:
     expected = errors or (ValueError, KeyError, OSError, DataError)
     try:
         yield
+    except BrokenPipeError:  # an OSError that no user made: see utils.console
+        raise
     except expected as error:
         logging.getLogger("dinoengine").debug("Stopped by an error", exc_info=True)
         rank = process_rank()
@@ -319,8 +336,8 @@ def process_rank() -> int:
     return comm.get_rank() if comm.is_distributed() or not under_torchrun() else int(os.environ["RANK"])
 
 
-def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume: bool) -> None:
-    """What --eval-only evaluates: the last checkpoint with --resume, else MODEL.WEIGHTS.
+def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume: bool) -> str:
+    """Load what --eval-only evaluates, the last checkpoint with --resume, else MODEL.WEIGHTS; returns its path.
 
     Raises:
         ConfigError: if there is neither.
@@ -335,3 +352,4 @@ def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume:
     path = (checkpointer.get_checkpoint_file() if resume else "") or cfg.MODEL.WEIGHTS
     logger.info("Evaluating the weights of %s.", path)
     checkpointer.load_weights(path)
+    return path

@@ -64,10 +64,12 @@ class TrainerBase:
     """An iteration-based loop with hooks; it assumes nothing about model or data.
 
     Attributes:
-        iter: index of the current iteration, from 0; equals ``max_iter`` in ``after_train`` of a run that succeeded.
+        iter: index of the current iteration, from 0; in ``after_train`` of a run that succeeded the number of iterations
+            done, which is ``max_iter`` unless it was stopped.
         start_iter, max_iter: the range of this run.
         storage: the EventStorage of the run.
-        succeeded: True once every iteration has run.
+        succeeded: True once every iteration has run, or the run was stopped on request.
+        stop_reason: why a hook asked to stop; empty: none has.
     """
 
     def __init__(self) -> None:
@@ -76,6 +78,7 @@ class TrainerBase:
         self.start_iter = 0
         self.max_iter = 0
         self.succeeded = False
+        self.stop_reason = ""
         self.storage = EventStorage(0)
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
@@ -102,6 +105,7 @@ class TrainerBase:
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         self.succeeded = False
+        self.stop_reason = ""
         if start_iter >= max_iter:
             self.succeeded = True
             logger.info("Nothing to train: iteration %d of %d is done already.", start_iter, max_iter)
@@ -116,7 +120,10 @@ class TrainerBase:
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = self.storage.iter = max_iter
+                    if self.stop_reason:
+                        logger.info("Stopping after iteration %d of %d: %s", self.iter + 1, max_iter, self.stop_reason)
+                        break
+                self.iter = self.storage.iter = self.iter + 1
                 self.succeeded = True
             except Exception as e:
                 logger.error("Training stopped by an error in iteration %d: %s: %s", self.iter, type(e).__name__, e)
@@ -127,6 +134,10 @@ class TrainerBase:
                 raise
             finally:
                 self.after_train(error)
+
+    def request_stop(self, reason: str) -> None:
+        """End the run well after this iteration: for a hook's ``after_step``, on all processes in the same iteration."""
+        self.stop_reason = reason
 
     def run_step(self) -> None:
         """One iteration; subclasses define it."""

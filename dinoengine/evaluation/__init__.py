@@ -1,6 +1,8 @@
 from dinoengine.evaluation.baselines import pixel_knn_accuracy
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, build_evaluator
 from dinoengine.evaluation.classification import ClassificationEvaluator
+from dinoengine.evaluation.confusion import ConfusionMatrix, iou_per_class, segmentation_scores
+from dinoengine.evaluation.dense_knn import DenseKNNEvaluator
 from dinoengine.evaluation.evaluator import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -11,24 +13,46 @@ from dinoengine.evaluation.extraction import Extraction, extract_to_store
 from dinoengine.evaluation.feature_store import FeatureStore
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features, extract_pixels
 from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
+from dinoengine.evaluation.label_free import LabelFreeEvaluator, power_law_exponent, rankme
 from dinoengine.evaluation.label_sets import LabelSets, labels_by_name, match_label_sets, shared_images
+from dinoengine.evaluation.linear import LinearEvaluator
+from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
+from dinoengine.evaluation.logreg import LogregEvaluator, LogregSettings, mean_per_class
+from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
+from dinoengine.evaluation.moments import Moments
 from dinoengine.evaluation.neighbours import Neighbours, NeighbourSearch
+from dinoengine.evaluation.patch_bank import PatchBank, patch_classes
 from dinoengine.evaluation.records import differences, make_record, save_record, weights_sha256
+from dinoengine.evaluation.segmentation import SegmentationEvaluator
+from dinoengine.evaluation.segmentation_head import SegmentationHead
 from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format, results_table, verify_results
 
 __all__ = [
     "EVALUATOR_REGISTRY",
     "ClassificationEvaluator",
+    "ConfusionMatrix",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "DenseKNNEvaluator",
     "Extraction",
     "FeatureCollector",
     "FeatureStore",
     "Features",
+    "HeadGrid",
     "KNNEvaluator",
+    "LabelFreeEvaluator",
     "LabelSets",
+    "LinearEvaluator",
+    "LinearHeads",
+    "LogregEvaluator",
+    "LogregSettings",
+    "MaskSets",
+    "Moments",
     "NeighbourSearch",
     "Neighbours",
+    "PatchBank",
+    "SegmentationEvaluator",
+    "SegmentationHead",
     "build_evaluator",
     "differences",
     "extract_features",
@@ -37,15 +61,22 @@ __all__ = [
     "flatten_results_dict",
     "inference_context",
     "inference_on_dataset",
+    "iou_per_class",
     "knn_accuracy",
     "knn_scores",
     "labels_by_name",
     "make_record",
     "match_label_sets",
+    "match_mask_sets",
+    "mean_per_class",
+    "patch_classes",
     "pixel_knn_accuracy",
+    "power_law_exponent",
     "print_csv_format",
+    "rankme",
     "results_table",
     "save_record",
+    "segmentation_scores",
     "shared_images",
     "verify_results",
     "weights_sha256",

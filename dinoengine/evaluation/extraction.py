@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset, build_test_loader
 from dinoengine.evaluation.feature_store import FeatureStore, StoreWriter, require_pyarrow
-from dinoengine.evaluation.features import not_finite
-from dinoengine.evaluation.records import preprocessing_of, weights_sha256
+from dinoengine.evaluation.finite import not_finite
+from dinoengine.evaluation.records import preprocessing, weights_sha256
 from dinoengine.modeling import FeatureModel
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
@@ -107,7 +107,7 @@ def extract_to_store(
         "dataset": dataset,
         "num_images": len(whole),
         "weights_sha256": weights_sha256(model),
-        "preprocessing": preprocessing_of(cfg),
+        "preprocessing": preprocessing(cfg),
         "extraction": {**asdict(extraction), "tokens": list(extraction.tokens)},
     }
     shapes = _row_shapes(model, cfg, extraction)

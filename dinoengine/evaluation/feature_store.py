@@ -231,7 +231,7 @@ def require_pyarrow() -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise ValueError(
-            "A parquet index needs pyarrow (pip install pyarrow); index.jsonl is written in any case."
+            "A parquet index needs pyarrow (pip install 'dinoengine[parquet]'); index.jsonl is written in any case."
         ) from None
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoengine.data import ImageDataset
+from dinoengine.evaluation.finite import not_finite
 from dinoengine.utils import comm
 
 
@@ -73,16 +74,6 @@ class FeatureCollector:
             raise ValueError(not_finite(bad.tolist(), len(features), self.dataset))
         has_labels = all(label is not None for label in labels)
         return Features(features, torch.cat([x for x in labels if x is not None])[order] if has_labels else None)
-
-
-def not_finite(images: Sequence[int], num_images: int, dataset: ImageDataset | None) -> str:
-    """The message for features with NaN or infinity; names some of the images."""
-    some = images[:5]
-    which = f"images number {list(some)}" if dataset is None else ", ".join(dataset.describe(i) for i in some)
-    return (
-        f"The features of {len(images)} of {num_images} images are not finite, e.g. {which}. The weights are broken, or "
-        "the run diverged."
-    )
 
 
 def dataset_of(data_loader: Any) -> ImageDataset | None:

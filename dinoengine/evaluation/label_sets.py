@@ -40,9 +40,20 @@ class LabelSets:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def train_class_of(self) -> list[int]:
+        """By label of the test set: the label of the training set for the same class, -1 where that has none."""
+        number = {label: i for i, label in enumerate(self.train_labels)}
+        return [number.get(label, -1) for label in range(self.num_classes)]
+
 
 def match_label_sets(
-    cfg: CfgNode, evaluator: str, train: Sequence[str], test: str, make_loader: LoaderFactory
+    cfg: CfgNode,
+    evaluator: str,
+    train: Sequence[str],
+    test: str | Sequence[str],
+    make_loader: LoaderFactory,
+    which: str = "test set",
 ) -> LabelSets:
     """The training set of an evaluator, its classes matched by name with those of the test set.
 
@@ -50,24 +61,34 @@ def match_label_sets(
 
     Args:
         evaluator: its name in TEST.EVALUATORS, for messages.
-        train: dataset strings; empty: DATASETS.TRAIN.
-        test: a dataset string.
+        train: dataset strings; empty: that of ``training_strings``.
+        test: a dataset string, or several that are one set.
+        which: what the test set is called in messages, if it is another set than that.
 
     Raises:
         ValueError: if either has no labels, or they share no class; better now than after the training.
     """
-    strings = tuple(train or cfg.DATASETS.TRAIN)
+    strings = training_strings(cfg, train, test)
     if not strings:
         raise ValueError(no_labels(evaluator, "its training set (none is named)"))
     train_loader = make_loader(cfg, strings)
     train_set, test_set = train_loader.dataset.dataset, make_loader(cfg, test).dataset.dataset
     train_names = class_names(train_set, evaluator, f"its training set {list(strings)}")
-    test_names = class_names(test_set, evaluator, f"the test set {test!r}")
+    test_names = class_names(test_set, evaluator, f"the {which} {test!r}")
     train_labels = labels_by_name(train_names, test_names)
     extra = [name for name in train_names if name not in set(test_names)]  # in the order labels_by_name numbers them
-    _warn_of_shared_images(train_set, test_set, test)
+    warn_of_shared_images(train_set, test_set, f"{which} {test!r}")
     _warn_of_single_images(train_set, train_names)
     return LabelSets(strings, train_loader, train_labels, [*test_names, *extra])
+
+
+def training_strings(cfg: CfgNode, train: Sequence[str], test: str | Sequence[str]) -> tuple[str, ...]:
+    """The training set of an evaluator: its own, or that of the test set in TEST.TRAIN_PER_TEST, or DATASETS.TRAIN."""
+    if train:
+        return tuple(train)
+    if cfg.TEST.TRAIN_PER_TEST and test in cfg.DATASETS.TEST:
+        return (cfg.TEST.TRAIN_PER_TEST[cfg.DATASETS.TEST.index(test)],)
+    return tuple(cfg.DATASETS.TRAIN)
 
 
 def no_labels(evaluator: str, which: str) -> str:
@@ -112,11 +133,11 @@ def shared_images(first: ImageDataset, second: ImageDataset) -> list[str]:
     return [name for i in range(len(second)) if (name := second.describe(i)) in names]
 
 
-def _warn_of_shared_images(train_set: ImageDataset, test_set: ImageDataset, test: str) -> None:
+def warn_of_shared_images(train_set: ImageDataset, test_set: ImageDataset, which: str) -> None:
     if shared := shared_images(train_set, test_set):
         log_first_n(
             logging.WARNING,
-            f"{len(shared)} of {len(test_set)} images of the test set {test!r} are in the training set as well, e.g. "
+            f"{len(shared)} of {len(test_set)} images of the {which} are in the training set as well, e.g. "
             f"{shared[0]}: results are better than they would be on new images.",
             name=__name__,
         )

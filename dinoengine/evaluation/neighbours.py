@@ -172,7 +172,7 @@ class _Candidates:
 
 def _unit_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows of length 1, and rows of zeros up to a multiple of _ROWS_STEP."""
-    unit = F.normalize(rows.float(), dim=1).to(dtype)
+    unit = F.normalize(rows.detach().float(), dim=1).to(dtype)
     return F.pad(unit, (0, 0, 0, -len(rows) % _ROWS_STEP))
 
 

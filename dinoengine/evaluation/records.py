@@ -30,6 +30,18 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def preprocessing(cfg: CfgNode) -> dict[str, Any]:
+    """What happens to an image before the model sees it in an evaluation."""
+    test = cfg.INPUT.TEST
+    return {
+        "format": cfg.INPUT.FORMAT,
+        "resize_px": test.RESIZE_PX,
+        "crop_size_px": list(test.CROP_SIZE_PX),
+        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+        "pixel_std": list(cfg.MODEL.PIXEL_STD),
+    }
+
+
 def make_record(
     cfg: CfgNode,
     dataset: str,
@@ -53,7 +65,7 @@ def make_record(
         "num_images": num_images,
         "results": results,
         "protocol": protocol,
-        "preprocessing": preprocessing_of(cfg),
+        "preprocessing": preprocessing(cfg),
         "weights": {
             "sha256": weights_sha256(model),
             "file": cfg.MODEL.WEIGHTS if iteration is None else "",
@@ -61,17 +73,6 @@ def make_record(
         },
         "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def preprocessing_of(cfg: CfgNode) -> dict[str, Any]:
-    """What happens to an image before the model sees it; JSON-serialisable."""
-    return {
-        "format": cfg.INPUT.FORMAT,
-        "resize_px": cfg.INPUT.TEST.RESIZE_PX,
-        "crop_size_px": list(cfg.INPUT.TEST.CROP_SIZE_PX),
-        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
-        "pixel_std": list(cfg.MODEL.PIXEL_STD),
     }
 
 
@@ -83,7 +84,7 @@ def save_record(record: Mapping[str, Any], output_dir: str) -> str:
     weights = record["weights"]
     iteration = weights["iteration"]
     which = f"weights_{weights['sha256'][:8]}" if iteration is None else f"iter_{iteration:07d}"
-    dataset = re.sub(r"[^A-Za-z0-9._=-]+", "_", record["dataset"]).strip("_")[-80:]
+    dataset = dataset_in_file_name(record["dataset"])
     way = hashlib.sha256(json.dumps([record["protocol"], record["preprocessing"]], sort_keys=True).encode())
     folder = os.path.join(output_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
@@ -92,6 +93,11 @@ def save_record(record: Mapping[str, Any], output_dir: str) -> str:
         json.dump(record, file, indent=1)
         file.write("\n")
     return path
+
+
+def dataset_in_file_name(dataset: str) -> str:
+    """A dataset string as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._=-]+", "_", dataset).strip("_")[-80:]
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,14 @@
 from dinoengine.modeling.backbone import BACKBONE_REGISTRY, Backbone, VisionTransformer, build_backbone
 from dinoengine.modeling.build import META_ARCH_REGISTRY, build_model
 from dinoengine.modeling.heads import HEAD_REGISTRY, DINOHead, build_head
-from dinoengine.modeling.meta_arch import DINOv2, FeatureModel, ImageClassifier, StudentTeacher
+from dinoengine.modeling.meta_arch import (
+    DINOv2,
+    FeatureModel,
+    ImageClassifier,
+    StudentTeacher,
+    head_input,
+    last_outputs,
+)
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -17,4 +24,6 @@ __all__ = [
     "build_backbone",
     "build_head",
     "build_model",
+    "head_input",
+    "last_outputs",
 ]

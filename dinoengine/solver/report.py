@@ -11,6 +11,7 @@ from torch import nn
 from dinoengine.config import CfgNode
 from dinoengine.solver.build import build_lr_scheduler, build_optimizer, build_teacher_schedules, scaled_lr
 from dinoengine.solver.param_groups import facts_of
+from dinoengine.solver.schedules import RampAfterFreeze
 from dinoengine.structures import ParamFacts
 
 # An LR that has come down less far than this share of the way from its peak to MIN_LR did not finish its cosine. The last
@@ -44,6 +45,22 @@ def layer_table(cfg: CfgNode, model: nn.Module) -> list[LayerRow]:
             key = (depth, _layer_name(facts), group["lr_mult"], -group["wd_mult"])
             counts[key] = counts.get(key, 0) + parameter.numel()
     return [LayerRow(layer, lr, -minus_wd, count) for (_, layer, lr, minus_wd), count in sorted(counts.items())]
+
+
+def with_equal_blocks_together(rows: list[LayerRow]) -> list[LayerRow]:
+    """The table with "blocks 0 to 23" for its blocks where all have the same factors (no layer decay), else as it is."""
+    blocks = [row for row in rows if row.layer.startswith("block ")]
+    names = list(dict.fromkeys(row.layer for row in blocks))
+    kinds = list(dict.fromkeys((row.lr_mult, row.wd_mult) for row in blocks))
+    if len(names) < 2 or len(blocks) != len(names) * len(kinds):
+        return rows
+    first, last = (names[i].removeprefix("block ") for i in (0, -1))
+    together = [
+        LayerRow(f"blocks {first} to {last}", *kind, sum(row.num_params for row in blocks if row[1:3] == kind))
+        for kind in kinds
+    ]
+    place = rows.index(blocks[0])
+    return [*rows[:place], *together, *(row for row in rows[place:] if row not in blocks)]
 
 
 def _layer_name(facts: ParamFacts) -> str:
@@ -104,6 +121,15 @@ def schedule_warnings(cfg: CfgNode, model: nn.Module) -> list[str]:
         warnings.append(
             f"The LR ends at {last:.4g}, far from SOLVER.MIN_LR {solver.MIN_LR:g}: after SOLVER.WARMUP_ITERS "
             f"{solver.WARMUP_ITERS} only {total - solver.WARMUP_ITERS} iterations are left for the cosine."
+        )
+    freeze, ramp = solver.BACKBONE_FREEZE_ITERS, solver.BACKBONE_RAMP_ITERS
+    if freeze >= total:
+        warnings.append(f"The backbone is never trained: SOLVER.BACKBONE_FREEZE_ITERS {freeze} {run}.")
+    elif freeze + ramp > total:
+        share = RampAfterFreeze(freeze, ramp)(total - 1)
+        warnings.append(
+            f"The backbone hardly trains: SOLVER.BACKBONE_FREEZE_ITERS {freeze} and BACKBONE_RAMP_ITERS {ramp} {run} end "
+            f"at {share:.1%} of the LR."
         )
     if cfg.MODEL.CLASSIFIER.NUM_CLASSES:
         return warnings  # the others are about prototypes and teacher

@@ -12,6 +12,8 @@ from typing import Any
 from tabulate import tabulate
 from termcolor import colored
 
+from dinoengine.utils.console import discard_stdout
+
 ROOT_NAME = "dinoengine"
 _PLAIN = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 _DATE = "%m/%d %H:%M:%S"
@@ -38,6 +40,8 @@ class _StdoutHandler(logging.StreamHandler):
         try:
             with tqdm.external_write_mode(file=sys.stdout):
                 print(self.format(record), file=sys.stdout, flush=True)
+        except BrokenPipeError:
+            discard_stdout()  # the work goes on, and log.txt with it
         except Exception:
             self.handleError(record)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError
-from dinoengine.checkpoint.adopt import fit_config, hints_of_config
+from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_same_backbone, say_assumed_heads
 from dinoengine.checkpoint.convert import save_weights
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.weights import BackboneSpec
@@ -81,6 +81,7 @@ def test_every_layout_computes_in_the_run_what_its_file_does(
     cfg = _cfg(spec, "MODEL.VIT.INTERPOLATE_ANTIALIAS", False, "MODEL.VIT.INTERPOLATE_OFFSET", 0.3)
     weights = read_weights(path)
     fit_config(cfg, weights, path)
+    require_same_backbone(cfg, weights, path)
     model = build_model(cfg)
     with caplog.at_level(logging.INFO):
         Checkpointer(model, "").load_weights(path)
@@ -178,8 +179,7 @@ def test_another_backbone_names_the_keys_and_values_to_set(override: list[Any], 
     save_weights(random_weights(), str(tmp_path / "w.pth"), "meta")
     weights = read_weights(str(tmp_path / "w.pth"))
     with pytest.raises(ConfigError, match=problem):
-        fit_config(_cfg(SMALL, *override), weights, "w.pth")
-    fit_config(_cfg(SMALL, *override), weights, "w.pth", strict=False)
+        require_same_backbone(_cfg(SMALL, *override), weights, "w.pth")
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
@@ -206,7 +206,71 @@ def test_what_a_file_does_not_say_comes_from_the_config(tmp_path: Path) -> None:
     weights = random_weights(spec)
     save_weights(weights, str(tmp_path / "w.pth"), "meta")
     cfg = _cfg(spec)
-    fit_config(cfg, read_weights(str(tmp_path / "w.pth"), hints=hints_of_config(cfg)), "w.pth")
+    weights_in_file = read_weights(str(tmp_path / "w.pth"), hints=hints_of_config(cfg))
+    fit_config(cfg, weights_in_file, "w.pth")
+    require_same_backbone(cfg, weights_in_file, "w.pth")
     model = build_model(cfg)
     Checkpointer(model, "").load_weights(str(tmp_path / "w.pth"))
     torch.testing.assert_close(_tokens(model.teacher["backbone"]), _tokens(weights.load_backbone()), rtol=0, atol=0)
+
+
+def test_not_strict_still_refuses_a_file_of_which_nothing_fits(tmp_path: Path) -> None:
+    """The model's own entries, which stay, are no entries of the file that fit."""
+    other = replace(SMALL, embed_dim=128, num_heads=2, patch_size=2, ffn_hidden=512)
+    save_weights(random_weights(other), str(tmp_path / "w.pth"), "meta")
+    for for_training in (False, True):
+        with pytest.raises(CheckpointError, match=r"w\.pth does not fit the model \(0 of \d+ entries fit\)"):
+            Checkpointer(build_model(_cfg(SMALL)), "", strict=False).load_weights(
+                str(tmp_path / "w.pth"), for_training=for_training
+            )
+
+
+def test_not_strict_takes_what_fits_and_names_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = random_weights(replace(SMALL, ffn_hidden=128))
+    del weights.backbone["norm.bias"]
+    torch.save(weights.backbone, tmp_path / "w.pth")
+    model = build_model(_cfg(SMALL))
+    Checkpointer(model, "", strict=False).load_weights(str(tmp_path / "w.pth"))
+    assert torch.equal(model.teacher["backbone"].norm.weight, weights.backbone["norm.weight"])
+    assert "18 of another shape: student.backbone.blocks.0.mlp.fc1.weight" in caplog.text
+    assert "2 missing: student.backbone.norm.bias, teacher.backbone.norm.bias" in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ["ImageClassifier", "DINOv2"])
+def test_a_mask_token_that_no_loss_uses_is_left_alone(
+    architecture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = random_weights()
+    weights.backbone["mask_token"].zero_()
+    save_weights(weights, str(tmp_path / "w.pth"), "meta")
+    if architecture == "ImageClassifier":
+        cfg = _cfg(SMALL, "MODEL.META_ARCHITECTURE", architecture, "MODEL.CLASSIFIER.NUM_CLASSES", 2)
+    else:
+        cfg = _cfg(SMALL, "MODEL.LOSS.IBOT_WEIGHT", 0.0)
+    model = build_model(cfg)
+    Checkpointer(model, "").resume_or_load(str(tmp_path / "w.pth"), resume=False)
+    tokens = [value for name, value in model.state_dict().items() if name.endswith("mask_token")]
+    assert tokens
+    assert not any(token.any() for token in tokens)
+    assert "mask token" not in caplog.text
+
+
+def test_a_checkpoint_of_the_same_model_says_its_layout_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = build_model(_cfg(SMALL))
+    path = Checkpointer(model, str(tmp_path), metadata={"config": _cfg(SMALL).dump()}).save("own")
+    with caplog.at_level(logging.INFO):
+        Checkpointer(model, "").load_weights(path)
+    assert f"{path}: layout dinoengine, a checkpoint of this model" in caplog.text
+
+
+def test_heads_that_a_file_of_ours_does_not_state_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint without its config says no more than Meta's files do."""
+    spec = replace(SMALL, num_heads=4)
+    save_weights(random_weights(spec), str(tmp_path / "w.pth"), "dinoengine")
+    content = torch.load(tmp_path / "w.pth")
+    for has_config in (True, False):
+        caplog.clear()
+        torch.save(content if has_config else {"model": content["model"]}, tmp_path / "w.pth")
+        cfg = _cfg(spec)
+        say_assumed_heads(read_weights(str(tmp_path / "w.pth"), hints=hints_of_config(cfg)), "w.pth")
+        assert ("w.pth does not state its attention heads" in caplog.text) != has_config

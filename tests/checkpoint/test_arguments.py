@@ -6,12 +6,19 @@ import argparse
 
 import pytest
 
-from dinoengine.checkpoint.arguments import add_img_size, layout_table, reading_options, weight_arguments
+from dinoengine.checkpoint.arguments import (
+    add_img_size,
+    layout_table,
+    reading_arguments,
+    reading_options,
+    writing_arguments,
+    writing_options,
+)
 from dinoengine.checkpoint.layouts import LAYOUTS, Hints
 
 
 def _parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(parents=[weight_arguments()])
+    parser = argparse.ArgumentParser(parents=[reading_arguments(), writing_arguments()])
     add_img_size(parser, "pixels")
     parser.add_argument("input")
     return parser.parse_args(words)
@@ -23,8 +30,9 @@ def test_a_pattern_does_not_swallow_the_file() -> None:
 
 
 def test_what_the_functions_get() -> None:
-    options = reading_options(_parse("in.pth", "--from", "meta", "--num-heads", "3", "--grid", "2", "5", "--overwrite"))
-    assert options == {"layout": "meta", "allow": [], "hints": Hints(3, (2, 5)), "overwrite": True}
+    args = _parse("in.pth", "--from", "meta", "--num-heads", "3", "--grid", "2", "5", "--overwrite")
+    assert reading_options(args) == {"layout": "meta", "hints": Hints(3, (2, 5))}
+    assert writing_options(args) == {"allow": [], "overwrite": True}
     assert reading_options(_parse("in.pth"))["hints"] == Hints()
 
 

@@ -190,10 +190,11 @@ def test_rectangular_tables(tmp_path: Path) -> None:
 
 def test_interpolation_that_differs_is_said_and_is_no_failure(tmp_path: Path) -> None:
     results = save_weights(random_weights(), str(tmp_path / "hf"), "huggingface")
-    assert [(r.agrees, r.must_agree) for r in results] == [(True, True), (False, False)]
+    assert [(r.agrees, r.must_agree) for r in results] == [(True, True), (False, False), (True, True)]
     assert "as the layouts interpolate otherwise" in results[1].line()
     results = save_weights(random_weights(WITH_REGISTERS), str(tmp_path / "hf4"), "huggingface")
-    assert [(r.agrees, r.must_agree) for r in results] == [(True, True), (True, True)]
+    assert [r.what for r in results[2:]] == ["mask_token"]
+    assert [(r.agrees, r.must_agree) for r in results] == [(True, True)] * 3
 
 
 def test_a_result_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,3 +294,111 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(tmp_
         save_weights(random_weights(), str(tmp_path / "file" / "o.pth"), "meta")
     with pytest.raises(CheckpointError, match="is a file, and the huggingface layout is a folder"):
         save_weights(random_weights(), str(tmp_path / "file"), "huggingface", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "spec"), [("huggingface", SMALL), ("huggingface", SWIGLU), ("timm", SMALL), ("cerebras", SMALL)]
+)
+def test_half_precision_is_compared_in_full_and_stays_half(layout: str, spec: BackboneSpec, tmp_path: Path) -> None:
+    entries = {name: value.half() for name, value in random_weights(spec).backbone.items()}
+    torch.save(entries, tmp_path / "in.pth")
+    results = convert(str(tmp_path / "in.pth"), str(tmp_path / "out"), layout)
+    assert results[0].agrees
+    read = read_weights(str(tmp_path / "out"))
+    assert {value.dtype for value in read.backbone.values()} == {torch.float16}
+
+
+def _full_weights() -> Weights:
+    """Teacher and student with heads, and centres."""
+    weights = random_weights(heads=True)
+    weights.parts["student.backbone"] = random_entries(weights.spec.build(), seed=5)
+    for name in ("dino_head", "ibot_head"):
+        weights.parts[f"student.{name}"] = {k: v + 0.1 for k, v in weights.parts[name].items()}
+    weights.parts["centers"] = {"dino": torch.randn(1, 12), "ibot": torch.randn(1, 13)}
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("layout", "entry"),
+    [
+        ("cerebras", "image_model_trunks.model.1.encoder.transformer_encoder.norm.weight"),
+        ("cerebras", "image_model_trunks.model.0.embedding_layer.mask_token"),
+        ("cerebras", "heads.model.1.mlp.0.weight"),
+        ("cerebras", "heads.model.3.last_layer.weight_g"),
+        ("cerebras", "losses.model.1.center"),
+        ("dinoengine", "student.backbone.blocks.2.mlp.fc2.weight"),
+        ("dinoengine", "head.weight"),
+        ("dinoengine", "head.bias"),
+    ],
+)
+def test_the_check_sees_damage_in_every_part(
+    layout: str, entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if entry.startswith("head."):
+        weights = random_weights(linear_head={"weight": torch.randn(5, 128), "bias": torch.randn(5)})
+    else:
+        weights = _full_weights()
+    write = type(LAYOUTS[layout]).write
+
+    def damaged(self, weights):  # type: ignore[no-untyped-def]
+        content, lost = write(self, weights)
+        content.data["model"][entry] = torch.zeros_like(content.data["model"][entry])
+        return content, lost
+
+    monkeypatch.setattr(type(LAYOUTS[layout]), "write", damaged)
+    with pytest.raises(CheckpointError, match="does not compute what the source does, so nothing was written"):
+        save_weights(weights, str(tmp_path / "out.pth"), layout)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_check_sees_a_part_that_was_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = type(LAYOUTS["cerebras"]).write
+
+    def without_student(self, weights):  # type: ignore[no-untyped-def]
+        content, lost = write(self, weights)
+        model = {n: v for n, v in content.data["model"].items() if not n.startswith("image_model_trunks.model.1.")}
+        return replace(content, data={"model": model}), lost
+
+    monkeypatch.setattr(type(LAYOUTS["cerebras"]), "write", without_student)
+    with pytest.raises(CheckpointError, match=r"lacks student\.backbone"):
+        save_weights(_full_weights(), str(tmp_path / "out.mdl"), "cerebras")
+
+
+@pytest.mark.parametrize("source", ["hf/model.safetensors", "hf"])
+def test_the_folder_that_holds_the_source_is_never_replaced(source: str, tmp_path: Path) -> None:
+    _save(random_weights(), tmp_path / "hf", "huggingface")
+    for to in ("timm", "huggingface"):
+        with pytest.raises(CheckpointError, match=r"IN (lies in|and) OUT"):
+            convert(str(tmp_path / source), str(tmp_path / "hf"), to, overwrite=True)
+    assert sorted(os.listdir(tmp_path / "hf")) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("layout", ["dinoengine", "meta-teacher", "cerebras"])
+def test_a_nested_layout_is_no_safetensors_and_that_is_said_first(layout: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"The {layout} layout is nested, which safetensors cannot hold.*\.pth"):
+        convert(str(tmp_path / "not-even-read"), str(tmp_path / "out.safetensors"), layout)
+
+
+def test_entries_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    weights = random_weights(heads=True)
+    weights.backbone["blocks.1.norm1.bias"][3] = float("nan")
+    weights.parts["ibot_head"]["mlp.0.bias"][0] = float("inf")
+    torch.save(LAYOUTS["meta-teacher"].write(weights)[0].data, tmp_path / "in.pth")
+    with pytest.raises(
+        CheckpointError, match=r"2 with values that are not finite: blocks\.1\.norm1\.bias, ibot_head\.mlp\.0\.bias"
+    ):
+        convert(str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "dinoengine")
+
+
+def test_keys_that_timm_has_too_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _save(random_weights(WITHOUT_SCALE), tmp_path / "teacher.pth", "meta-teacher")
+    path = str(tmp_path / "dino.pth")
+    convert(str(tmp_path / "teacher.pth"), path, "dino", allow=["mask_token"])
+    caplog.clear()
+    assert read_weights(path).layout == "dino"
+    assert "a timm ViT without LayerScale has the same keys" in caplog.text
+    assert "--from timm" in caplog.text
+    caplog.clear()
+    assert read_weights(path, "timm").spec.interpolate_antialias
+    read_weights(path, "dino")
+    assert caplog.text == ""

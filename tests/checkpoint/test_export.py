@@ -16,6 +16,7 @@ from dinoengine.checkpoint.convert import save_weights
 from dinoengine.checkpoint.export import EXPORTERS, Exporter, Outputs, export_backbone
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.weights import BackboneSpec
+from dinoengine.config import get_cfg
 from tests.checkpoint.models import SMALL, WITH_REGISTERS, random_weights
 from tests.tools.tools import load_tool
 
@@ -23,7 +24,9 @@ ONE_BLOCK = replace(WITH_REGISTERS, depth=1)
 
 
 def _save(path: Path, spec: BackboneSpec = ONE_BLOCK, layout: str = "dinoengine") -> str:
-    save_weights(random_weights(spec, layout), str(path), layout)
+    """A converted file; with a run's config in it if the layout is ours."""
+    config = str(get_cfg().dump()) if layout == "dinoengine" else None
+    save_weights(replace(random_weights(spec, layout), config=config), str(path), layout)
     return str(path)
 
 
@@ -146,3 +149,28 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         tool.main(["--to", "torch-export", source, out])
     assert stopped.value.code == 2
     assert "exists already; choose another name, or give --overwrite" in capsys.readouterr().err
+
+
+def test_weights_beside_the_graph_are_neither_overwritten_nor_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = _save(tmp_path / "in.pth"), tmp_path / "out.onnx"
+
+    def write(model: object, images: torch.Tensor, path: str, metadata: dict[str, str]) -> None:
+        Path(path).write_bytes(b"graph")
+        write.model = model  # type: ignore[attr-defined]
+        if is_large:
+            Path(f"{path}.data").write_bytes(b"weights")
+
+    fake = EXPORTERS["onnx"]._replace(write=write, load=lambda path: lambda images: write.model(images))  # type: ignore[attr-defined]
+    monkeypatch.setitem(EXPORTERS, "onnx", fake)
+    (tmp_path / "out.onnx.data").write_text("mine")
+    is_large = True
+    with pytest.raises(CheckpointError, match=r"out\.onnx\.data exists already; choose another name"):
+        export_backbone(source, str(out), "onnx")
+    assert (tmp_path / "out.onnx.data").read_text() == "mine"
+    export_backbone(source, str(out), "onnx", overwrite=True)
+    assert (tmp_path / "out.onnx.data").read_text() == "weights"
+    is_large = False
+    export_backbone(source, str(out), "onnx", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["in.pth", "out.onnx"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -79,3 +80,33 @@ def test_a_missing_file_is_no_checkpoint_error(tmp_path: Path) -> None:
 def test_names_in_messages() -> None:
     assert grouped_names(["a.b.x", "a.b.y", "c", "d"]) == ["c", "d", "a.b.{x, y}"]
     assert short_list([str(i) for i in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 ... and 2 more"
+
+
+def test_a_config_beside_a_weight_file_of_any_kind(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 3}))
+    for name in ("pytorch_model.bin", "x.pth"):
+        torch.save({"a": torch.ones(2)}, tmp_path / name)
+        assert read_content(str(tmp_path / name)).config == {"hidden_size": 3}
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_every_flipped_bit_is_read_or_refused(is_zip: bool, tmp_path: Path) -> None:
+    """The format before zip files too: there torch checks lengths and records with assert."""
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.arange(4.0)}, path, _use_new_zipfile_serialization=is_zip)
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 11):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CheckpointError, match=r"x\.pth"):
+            read_content(str(path))
+    for i in range(0, len(whole), 5 if is_zip else 1):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 0x10]) + whole[i + 1 :])
+        with contextlib.suppress(CheckpointError):
+            read_content(str(path))
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])
+def test_an_exported_graph_is_called_what_it_is(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\x08\x08\x12\x07pytorch")
+    with pytest.raises(CheckpointError, match=r"is an exported graph.*Give the weights it was exported from"):
+        read_content(str(tmp_path / name))

@@ -10,7 +10,8 @@ import torch
 from dinoengine.checkpoint import CheckpointError
 from dinoengine.checkpoint.classifier import convert_to_classifier
 from dinoengine.checkpoint.convert import save_weights
-from dinoengine.checkpoint.linear_head import HeadShape, export_linear_head, head_shape, read_linear_head
+from dinoengine.checkpoint.heads import HeadShape
+from dinoengine.checkpoint.linear_head import export_linear_head, read_linear_head
 from tests.checkpoint.models import SMALL, random_weights
 
 
@@ -20,19 +21,6 @@ def _head(width: int, classes: int = 6) -> dict[str, torch.Tensor]:
         "weight": torch.randn(classes, width, generator=generator),
         "bias": torch.randn(classes, generator=generator),
     }
-
-
-@pytest.mark.parametrize(
-    "times, blocks, mean_patch", [(1, 1, False), (2, 1, True), (4, 4, False), (5, 4, True)], ids=str
-)
-def test_the_width_says_what_a_head_sees(times: int, blocks: int, mean_patch: bool) -> None:
-    assert head_shape(_head(times * 384), 384, "head.pth") == HeadShape(6, blocks, mean_patch)
-
-
-def test_a_head_of_another_backbone_is_refused() -> None:
-    for width in (3 * 384, 2 * 768 + 1, 6 * 384):
-        with pytest.raises(CheckpointError, match=rf"is {width} wide.* would be 384, 768, 1536, 1920; it belongs to"):
-            head_shape(_head(width), 384, "head.pth")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_everything_a_training_checkpoint_has(tmp_path: Path) -> None:
     assert summary["DINO head"] == "12 prototypes, hidden 20, bottleneck 8"
     assert summary["iBOT head"] == "13 prototypes, hidden 20, bottleneck 8"
     assert summary["centres"] == "dino [1, 12], ibot [1, 13]"
-    assert (summary["student"], summary["iteration"], summary["config"]) == ("backbone", "12,345", "in the file")
+    assert (summary["student"], summary["iteration"], summary["config of a run"]) == ("backbone", "12,345", "-")
     assert summary["mask token"] == "all zero: a distilled release, never trained on masks"
     assert summary["missing"] == "1: blocks.1.norm2.bias"
     num_values = sum(value.numel() for name, value in weights.backbone.items() if name != "blocks.1.norm2.bias")
@@ -92,7 +93,7 @@ def test_the_head_of_a_classifier(tmp_path: Path) -> None:
     weights = random_weights()
     weights.parts["linear_head"] = {"weight": torch.zeros(5, 128), "bias": torch.zeros(5)}
     torch.save({"model": {f"backbone.{n}": v for n, v in weights.backbone.items()}}, tmp_path / "plain.pth")
-    assert summarize(str(tmp_path / "plain.pth"))["linear head"] == "-"
+    assert summarize(str(tmp_path / "plain.pth"), hints=Hints(num_heads=1))["linear head"] == "-"
     save_weights(weights, str(tmp_path / "classifier.pth"), "dinoengine")
     assert summarize(str(tmp_path / "classifier.pth"))["linear head"] == "5 classes of 128 features"
 
@@ -142,3 +143,31 @@ def test_all_cells_are_shown_whole(tmp_path: Path) -> None:
     summary = summarize(_save(tmp_path / "x.pth", "meta"))
     text = render({"a": summary, "b": summary})
     assert all(value in text for name, value in summary.items() if len(value) <= 48)
+
+
+def test_the_table_comes_before_the_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one terminal the line about a bad file must not stand above a table that scrolls it away."""
+    both = io.StringIO()
+    monkeypatch.setattr("sys.stdout", both)
+    monkeypatch.setattr("sys.stderr", both)
+    good = _save(tmp_path / "good.pth", "meta")
+    assert load_tool("inspect_checkpoint").main([str(tmp_path / "none.pth"), good]) == 2
+    lines = both.getvalue().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert "none.pth" in lines[-1]
+
+
+def test_entries_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    weights = random_weights()
+    weights.backbone["blocks.1.norm1.bias"][3] = float("nan")
+    torch.save(weights.backbone, tmp_path / "x.pth")
+    assert summarize(str(tmp_path / "x.pth"))["not finite"] == "1: blocks.1.norm1.bias"
+    assert summarize(_save(tmp_path / "y.pth", "meta"))["not finite"] == "-"
+
+
+def test_whose_config_it_is(tmp_path: Path) -> None:
+    weights = random_weights(layout="dinoengine")
+    save_weights(weights, str(tmp_path / "converted.pth"), "dinoengine")
+    assert summarize(str(tmp_path / "converted.pth"))["config of a run"] == "-"
+    save_weights(replace(weights, config=str(get_cfg().dump())), str(tmp_path / "run.pth"), "dinoengine")
+    assert summarize(str(tmp_path / "run.pth"))["config of a run"] == "in the file"

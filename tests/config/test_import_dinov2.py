@@ -149,6 +149,16 @@ def test_a_dataset_without_a_folder_of_images_is_named(tmp_path: Path) -> None:
     assert "set DATASETS.TRAIN" in dropped["train.dataset_path"]
 
 
+def test_parts_of_a_dataset_that_have_no_place_are_named(tmp_path: Path) -> None:
+    path = "ImageNet:split=TRAIN:root=/d/in1k:extra=/d/extra:fold=2"
+    reason = dict(_import(tmp_path, {"train.dataset_path": path}).dropped)["train.dataset_path"]
+    assert (
+        reason == "of it DATASETS.TRAIN keeps the folder /d/in1k/train, root and split; dropped: extra=/d/extra, fold=2"
+    )
+    whole = _import(tmp_path, {"train.dataset_path": "ImageNet:split=VAL:root=/d"})
+    assert (whole.cfg.DATASETS.TRAIN, whole.dropped) == (("folder:/d/val",), [])
+
+
 def test_comments_name_the_key_and_whether_the_file_had_it(tmp_path: Path) -> None:
     lines = _import(tmp_path, {"optim.epochs": 100}).text.splitlines()
     (max_iter,) = [line for line in lines if "MAX_ITER" in line]

@@ -109,6 +109,11 @@ def test_infinity_is_no_usable_value(key: str) -> None:
         ("INPUT.SOLARIZE.PROBS", [(0, 0, 0)], [(0, 0)]),
         ("SOLVER.BETAS", [(0, 0)], [(0.9,), (0.9, 1.0), (0.9, 0.99, 0.999)]),
         ("TEST.KNN.K", [(1,), (5, 3)], [(), (0,), (1.5,), (10, -1)]),
+        ("TEST.LINEAR.BASE_LRS", [(1,), (0.1, 1e-5)], [(), (0.0, 0.1), (0.1, 0.1), ("a",)]),
+        ("TEST.LINEAR.NUM_LAST_BLOCKS", [(1,), (4, 1, 2)], [(), (0,), (1, 1), (1.5,), (True,)]),
+        ("TEST.LINEAR.MEAN_PATCH", [(True,), (True, False)], [(), (1,), (True, True)]),
+        ("TEST.LINEAR.CROP_SCALE", [(1, 1), (0, 0.5)], [(0.5, 0.2), (0.5, 1.1), (0.5,)]),
+        ("TEST.LOGREG.C_LOG10_RANGE", [(0, 0), (-2, 3.5)], [(1, 0), (0,), (0, 400), (-400, 0)]),
         ("MODEL.PIXEL_STD", [(1, 1, 1)], [(0, 1, 1), (1, -1, 1)]),
         ("INPUT.GLOBAL_CROPS.SIZE_PX", [(32,), (32, 48)], [(), (0,), (-16,), (16, 16, 16), (16.5,)]),
         ("TEST.BASELINES", [("pixels", "untrained"), ()], [("pixel",)]),
@@ -300,6 +305,15 @@ def test_a_batch_that_does_not_divide_is_told_the_nearest() -> None:
     assert "the nearest possible: 18 or 24" in problem
 
 
+def test_mixing_needs_a_second_image_in_every_process() -> None:
+    classifier = ["MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL.CLASSIFIER.NUM_CLASSES", 2]
+    classifier += ["INPUT.AUGMENTATION", "SingleCrop", "SOLVER.IMS_PER_BATCH", 4]
+    (problem,) = _problems(*classifier, "MODEL.CLASSIFIER.CUTMIX_ALPHA", 1.0, world_size=4)
+    assert "SOLVER.IMS_PER_BATCH 4 gives each of 4 a single one" in problem
+    assert _problems(*classifier, "MODEL.CLASSIFIER.CUTMIX_ALPHA", 1.0, world_size=2) == []
+    assert _problems(*classifier, world_size=4) == []
+
+
 def test_a_batch_smaller_than_the_world_is_told_one_size_once() -> None:
     (problem,) = _problems("SOLVER.IMS_PER_BATCH", 3, world_size=4)
     assert "4 and 4" not in problem
@@ -346,7 +360,7 @@ def test_training_needs_data_and_evaluation_alone_does_not() -> None:
 
 def test_evaluation_needs_a_dataset() -> None:
     (problem,) = _problems("TEST.EVAL_PERIOD", 5)
-    assert "TEST.EVAL_PERIOD > 0 needs a labelled dataset in DATASETS.TEST" in problem
+    assert "TEST.EVAL_PERIOD > 0 needs a dataset in DATASETS.TEST" in problem
     (problem,) = _problems("TEST.EXPECTED_RESULTS", (("knn", "top1_k20", 90.0, 1.0),))
     assert "TEST.EXPECTED_RESULTS needs" in problem
     assert _problems("TEST.EVAL_PERIOD", 5, "DATASETS.TEST", "digits") == []
@@ -372,6 +386,47 @@ def test_the_best_metric_needs_periodic_evaluation() -> None:
     assert any("TEST.BEST_METRIC 'knn/top1_k20' needs" in p for p in _problems(*best))
     assert any("TEST.BEST_METRIC" in p for p in _problems(*best, "DATASETS.TEST", "digits"))
     assert _problems(*best, "DATASETS.TEST", "digits", "TEST.EVAL_PERIOD", 5) == []
+    (problem,) = _problems("TEST.EARLY_STOPPING_PATIENCE", 3)
+    assert "TEST.EARLY_STOPPING_PATIENCE needs the metric" in problem
+
+
+@pytest.mark.parametrize("ranks", [(0, 10), (4, 5), (4,), (1.0, 9), (10, 4)])
+def test_the_ranks_that_alpha_is_fitted_to_are_at_least_three(ranks: tuple[float, ...]) -> None:
+    (problem,) = _problems("TEST.LABEL_FREE.ALPHA_RANKS", str(ranks))
+    assert "TEST.LABEL_FREE.ALPHA_RANKS must be (first, last)" in problem
+
+
+def test_a_rollback_needs_checkpoints_that_reach_back_far_enough() -> None:
+    rollback = ["COLLAPSE_GUARD.ACTION", "rollback"]
+    (problem,) = _problems(*rollback, "SOLVER.CHECKPOINT_PERIOD", 0)
+    assert "rollback needs checkpoints to go back to" in problem
+    cfg = get_cfg()
+    cfg.merge_from_list([*rollback, "DATASETS.TRAIN", "x", "LOG.PERIOD", 20, "COLLAPSE_GUARD.PATIENCE", 4])
+    cfg.merge_from_list(["SOLVER.CHECKPOINT_PERIOD", 50, "SOLVER.CHECKPOINT_MAX_TO_KEEP", 2])
+    (warning,) = validate(cfg)
+    assert "up to 100 iterations to notice" in warning
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 3
+    assert validate(cfg) == []
+
+
+@pytest.mark.parametrize(("epochs", "iters", "fine"), [(10, 0, True), (0, 5, True), (10, 5, False), (0, 0, False)])
+def test_a_linear_probe_is_as_long_as_one_key_says(epochs: float, iters: int, fine: bool) -> None:
+    found = _problems("TEST.LINEAR.EPOCHS", epochs, "TEST.LINEAR.ITERS", iters)
+    message = (
+        f"TEST.LINEAR: one of EPOCHS and ITERS says how long to train and the other is 0; got {epochs} and {iters}."
+    )
+    assert found == ([] if fine else [message])
+
+
+def test_training_sets_of_single_test_sets_are_paired_with_them() -> None:
+    both = ["DATASETS.TEST", ("digits:split=test", "synthetic")]
+    assert _problems(*both, "TEST.TRAIN_PER_TEST", ("digits", "synthetic:seed=1")) == []
+    (problem,) = _problems(*both, "TEST.TRAIN_PER_TEST", ("digits",))
+    assert problem.endswith("in the same order, none of them twice; there are 1 and 2 (2 different).")
+    (problem,) = _problems("DATASETS.TEST", ("digits",) * 2, "TEST.TRAIN_PER_TEST", ("digits", "synthetic"))
+    assert problem.endswith("there are 2 and 2 (1 different).")
+    (problem,) = _problems(*both, "TEST.TRAIN_PER_TEST", ("digits", "synthetic"), "TEST.LOGREG.VAL", ("digits",))
+    assert problem.startswith("TEST.LOGREG.VAL ('digits',) is for all test sets")
 
 
 # ------------------------------------------------------------------------------------------------ all at once, warnings

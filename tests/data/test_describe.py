@@ -32,7 +32,9 @@ def test_rows_of_an_evaluation_batch(tiny_cfg: CfgNode) -> None:
         ("images", "(9, 3, 8, 8)", "uint8"),
         ("labels", "(9,)", "int64"),
         ("indices", "(9,)", "int64"),
+        ("masks", "none", "none"),
     ]
+    assert rows[-1].meaning == "the dataset has no masks"
 
 
 def test_what_a_config_leaves_out_is_shown_with_the_reason(tiny_cfg: CfgNode) -> None:

@@ -52,8 +52,17 @@ def _losses(folder: Path) -> list[Any]:
     return [json.loads(line).get("total_loss") for line in (folder / "metrics.json").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("mode, lr, least", [("linear", 0.5, 35.0), ("finetune", 0.02, 45.0)])
-def test_convert_train_resume_and_evaluate_as_written(mode: str, lr: float, least: float, tmp_path: Path) -> None:
+def test_fine_tuning_is_ahead_of_a_linear_head_after_as_many_iterations(tmp_path: Path) -> None:
+    (tmp_path / "linear").mkdir()
+    (tmp_path / "finetune").mkdir()
+    linear = _convert_train_resume_and_evaluate_as_written("linear", 0.5, tmp_path / "linear")
+    finetune = _convert_train_resume_and_evaluate_as_written("finetune", 0.02, tmp_path / "finetune")
+    assert finetune > linear + 5
+    assert linear > 35  # chance is 10
+
+
+def _convert_train_resume_and_evaluate_as_written(mode: str, lr: float, tmp_path: Path) -> float:
+    """The whole way of a classifier of a quickstart backbone; returns its top-1 in percent."""
     cfg = get_cfg()
     cfg.merge_from_file(str(ROOT / "configs" / "quickstart" / "digits.yaml"))
     torch.save({"model": random_entries(build_model(cfg)), "config": cfg.dump()}, tmp_path / "in.pth")
@@ -70,7 +79,7 @@ def test_convert_train_resume_and_evaluate_as_written(mode: str, lr: float, leas
     out = _run("tools/train_net.py", "--config-file", config)
     assert "classification/top1    classification/top5" in out
     results = json.loads((run / "results.json").read_text())["results"]["classification"]
-    assert results["top5"] > results["top1"] > least  # chance is 10
+    assert results["top5"] > results["top1"]
     losses, final = _losses(run), torch.load(run / "model_final.pth")["model"]
 
     # In this process from here on, which is quicker: killed after iteration 49, and resumed with the same command.
@@ -86,3 +95,4 @@ def test_convert_train_resume_and_evaluate_as_written(mode: str, lr: float, leas
         ["--config-file", str(config), "--num-gpus", "0", "--eval-only", "MODEL.WEIGHTS", str(run / "model_final.pth")],
     )
     assert evaluated["classification"] == results
+    return float(results["top1"])

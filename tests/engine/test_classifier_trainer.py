@@ -14,6 +14,7 @@ from dinoengine.engine import ClassifierTrainer, DefaultPredictor, SSLTrainer, l
 from tests.conftest import TINY, TINY_CLASSIFIER
 
 FINE_TUNING = ["MODEL.CLASSIFIER.FREEZE_BACKBONE", False, "SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.003]
+MIXING = ["MODEL.CLASSIFIER.MIXUP_ALPHA", 0.8, "MODEL.CLASSIFIER.CUTMIX_ALPHA", 1.0]
 
 
 def _words(folder: Path, *more: object) -> list[str]:
@@ -38,7 +39,9 @@ def test_the_config_chooses_the_trainer(classifier_cfg: CfgNode) -> None:
     assert trainer_class_of(classifier_cfg) is SSLTrainer
 
 
-@pytest.mark.parametrize("mode", [[], FINE_TUNING], ids=["linear", "fine-tuning"])
+@pytest.mark.parametrize(
+    "mode", [[], [*FINE_TUNING, *MIXING, "SOLVER.NUM_MICRO_BATCHES", 2]], ids=["linear", "fine-tuning"]
+)
 def test_a_run_resumes_to_the_bit_and_is_evaluated(mode: list[Any], tmp_path: Path) -> None:
     words = ["SOLVER.CHECKPOINT_PERIOD", 4, "TEST.EVAL_PERIOD", 4, "MODEL.VIT.DROP_PATH_RATE", 0.2, *mode]
     straight = run_command(None, _words(tmp_path / "a", *words))
@@ -58,7 +61,7 @@ def test_a_run_resumes_to_the_bit_and_is_evaluated(mode: list[Any], tmp_path: Pa
     assert evaluated == straight
     saved = json.loads((tmp_path / "a" / "results.json").read_text())
     assert saved["tables"] == {
-        TINY["DATASETS.TEST"]: {"classifier": {"classification/top1": straight["classification"]["top1"]}}
+        TINY["DATASETS.TEST"]: {"trained classifier": {"classification/top1": straight["classification"]["top1"]}}
     }
     assert run_command(None, _words(tmp_path / "a", *words, "--resume")) == straight  # nothing left to train
 

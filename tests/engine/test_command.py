@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Ending(SSLTrainer):
 def test_a_subclass_is_trained_and_evaluated(tmp_path: Path) -> None:
     class Mine(SSLTrainer):
         @classmethod
-        def report(cls, cfg: Any, results: dict[str, Any]) -> Any:
+        def report(cls, cfg: Any, results: dict[str, Any], weights: str = "") -> Any:
             reports.append(results)
             return {}
 
@@ -41,9 +42,21 @@ def test_a_subclass_is_trained_and_evaluated(tmp_path: Path) -> None:
 
 def test_eval_only_does_not_train(tmp_path: Path) -> None:
     run_command(SSLTrainer, _words(tmp_path, "SOLVER.MAX_ITER", 2))
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "log.txt"}
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file() and p.name != "log.txt"}
     run_command(SSLTrainer, _words(tmp_path, "--eval-only", "MODEL.WEIGHTS", tmp_path / "model_final.pth"))
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "log.txt"} == before
+    after = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file() and p.name != "log.txt"}
+    assert after == before
+
+
+def test_the_table_of_eval_only_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(SSLTrainer, _words(tmp_path / "run", "SOLVER.MAX_ITER", 2))
+    assert "trained teacher" in capsys.readouterr().out
+    path = tmp_path / "run" / "model_final.pth"
+    for words in (("MODEL.WEIGHTS", path), ("--resume",)):
+        run_command(SSLTrainer, _words(tmp_path / "run", "--eval-only", *words))
+        out = capsys.readouterr().out
+        assert f"\nteacher of {path} " in out
+        assert "trained teacher" not in out
 
 
 def test_a_run_stopped_in_its_last_evaluation_is_evaluated_by_resume(tmp_path: Path) -> None:
@@ -55,6 +68,43 @@ def test_a_run_stopped_in_its_last_evaluation_is_evaluated_by_resume(tmp_path: P
     assert 0 <= results["knn"]["top1_k1"] <= 100
     assert (tmp_path / "results.json").exists()
     assert run_command(SSLTrainer, _words(tmp_path, "SOLVER.MAX_ITER", 2, "--resume")) == results
+
+
+@pytest.mark.parametrize("content", [None, b"no weights"], ids=["missing", "damaged"])
+def test_weights_that_cannot_be_read_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        run_command(SSLTrainer, _words(tmp_path / "run", "MODEL.WEIGHTS", tmp_path / "w.pth"))
+    assert ended.value.code == 2
+    assert str(tmp_path / "w.pth") in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_results_of_an_earlier_end_or_of_other_datasets_are_not_shown(tmp_path: Path) -> None:
+    class Counting(SSLTrainer):
+        @classmethod
+        def test(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            results: dict[str, Any] = super().test(*args, **kwargs)
+            evaluated.append(list(results))
+            return results
+
+    evaluated: list[list[str]] = []
+    run_command(Counting, _words(tmp_path, "SOLVER.MAX_ITER", 2))
+    with pytest.raises(KeyboardInterrupt):  # extended, and stopped after the last checkpoint
+        run_command(Ending, _words(tmp_path, "SOLVER.MAX_ITER", 4, "--resume"))
+    extended = _words(tmp_path, "SOLVER.MAX_ITER", 4, "--resume")
+    run_command(Counting, extended)
+    assert len(evaluated) == 2
+    assert json.loads((tmp_path / "results.json").read_text())["iteration"] == 4
+    run_command(Counting, extended)
+    assert len(evaluated) == 2  # now they are those of this end
+    datasets = [f"synthetic:num_images={n}:num_classes=3:size=12" for n in (6, 9)]
+    results = run_command(Counting, [*extended, "DATASETS.TEST", str(tuple(datasets))])
+    assert list(results) == evaluated[2] == datasets
+    assert list(json.loads((tmp_path / "results.json").read_text())["tables"]) == datasets
 
 
 def test_results_are_kept_and_judged_again_by_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,8 @@ def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
             2,
             "TEST.BEST_METRIC",
             "knn/top1_k1",
+            "TEST.EARLY_STOPPING_PATIENCE",
+            1,
             "TEST.PRECISE_BN.ENABLED",
             True,
             "LOG.PROFILE_END_ITER",
@@ -39,6 +41,8 @@ def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
         "PeriodicCheckpointer",
         "EvalHook",
         "BestCheckpointer",
+        "EarlyStopping",
+        "CollapseGuard",
         "PeriodicWriter",
     ]
 

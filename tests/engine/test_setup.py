@@ -256,3 +256,6 @@ def test_weights_of_another_model_are_not_read_with_the_heads_of_the_config(tmp_
     assert "NUM_HEADS" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"MODEL\.VIT\.PATCH_SIZE_PX is 16, set it to 7"):
         load_config(_args(*words, "MODEL.VIT.SIZE=small"))
+    torch.save(random_weights().backbone, tmp_path / "s.pth")  # 64 channels, which six heads do not divide
+    with pytest.raises(ConfigError, match=r"MODEL\.VIT\.EMBED_DIM is 0, set it to 64"):
+        load_config(_args(*words, *crops, "MODEL.VIT.PATCH_SIZE_PX=7", "MODEL.VIT.SIZE=small"))

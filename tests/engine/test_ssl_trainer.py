@@ -102,6 +102,29 @@ def test_a_finished_run_resumed_shows_its_table_and_changes_nothing(
     } == before
 
 
+def test_a_run_that_stopped_early_has_its_end_and_resumes_only_with_another_patience(
+    tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_cfg.merge_from_list(["SOLVER.BASE_LR", 0.0, "SOLVER.MIN_LR", 0.0])  # nothing can get better
+    tiny_cfg.merge_from_list(["TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "label_free/rankme", "SOLVER.MAX_ITER", 7])
+    tiny_cfg.merge_from_list(["TEST.EVALUATORS", "('label_free',)", "TEST.EARLY_STOPPING_PATIENCE", 1])
+    first = _train(tiny_cfg)
+    assert first.iter == 4
+    folder = Path(tiny_cfg.OUTPUT_DIR)
+    assert torch.load(folder / "model_final.pth")["iteration"] == 3
+    assert json.loads((folder / "results.json").read_text())["results"] == first.last_results
+    assert "Stopping after iteration 4 of 7: no label_free/rankme better than" in capsys.readouterr().out
+    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "log.txt"}
+    again = _train(tiny_cfg, resume=True)
+    assert again.last_results == first.last_results
+    assert "Nothing to train: the run stopped early after iteration 4 of 7" in capsys.readouterr().out
+    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "log.txt"} == before
+    tiny_cfg.TEST.EARLY_STOPPING_PATIENCE = 2
+    assert _train(tiny_cfg, resume=True).iter == 6
+    tiny_cfg.TEST.BEST_METRIC = "label_free/alpha"
+    assert _train(tiny_cfg, resume=True).iter == 7
+
+
 def test_more_iterations_continue_a_finished_run(tiny_cfg: CfgNode) -> None:
     tiny_cfg.SOLVER.MAX_ITER = 4
     _train(tiny_cfg)
@@ -117,7 +140,10 @@ def test_the_untrained_baseline_is_the_model_training_started_from(tiny_cfg: Cfg
     for (name, x), y in zip(trainer.bare_model.state_dict().items(), fresh.state_dict().values(), strict=True):
         assert torch.equal(x, y), name
     results = SSLTrainer.test(tiny_cfg, fresh)
+    tiny_cfg.MODEL.WEIGHTS = "trained.pth"
     assert SSLTrainer._untrained_results(tiny_cfg) == results
+    (record,) = Path(tiny_cfg.OUTPUT_DIR, "eval").glob("*.json")  # the same weights, so the same file
+    assert json.loads(record.read_text())["weights"]["file"] == ""
 
 
 def test_every_checkpoint_holds_only_data_and_the_teacher_of_its_iteration(tiny_cfg: CfgNode) -> None:

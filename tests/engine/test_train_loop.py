@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -194,3 +195,21 @@ def test_a_trainer_can_train_twice() -> None:
     trainer.train(0, 2)
     trainer.train(2, 5)
     assert counter.count == 5
+
+
+def test_a_hook_may_ask_to_stop_after_the_iteration() -> None:
+    calls: list[str] = []
+
+    def ask(t: Any) -> None:
+        if t.iter == 4:
+            t.request_stop("enough")
+
+    trainer = IdleTrainer()
+    trainer.register_hooks([hooks.CallbackHook(after_step=ask), Recorder(calls)])
+    trainer.train(2, 10)
+    assert calls[-3:] == ["a.before_step@4", "a.after_step@4", "a.after_train@5"]  # hooks behind it have their turn
+    assert trainer.succeeded
+    assert (trainer.stop_reason, trainer.storage.iter) == ("enough", 5)
+    calls.clear()
+    trainer.train(5, 7)  # asked once is stopped once
+    assert calls[-1] == "a.after_train@7"

@@ -17,6 +17,8 @@ from dinoengine.data import build_test_loader
 from dinoengine.evaluation import (
     Extraction,
     FeatureStore,
+    LabelFreeEvaluator,
+    LinearEvaluator,
     build_evaluator,
     extract_features,
     extract_pixels,
@@ -25,9 +27,10 @@ from dinoengine.evaluation import (
 )
 from dinoengine.modeling.backbone import VisionTransformer
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
-from dinoengine.modeling.meta_arch.feature_model import FeatureModel
+from dinoengine.modeling.meta_arch.feature_model import FeatureModel, PrototypeHead
 from dinoengine.structures import BackboneOutput
 from dinoengine.utils import comm
+from tests.masks import write_mask_folder
 
 BANK = "synthetic:num_images=37:num_classes=6:size=16"
 QUERIES = "synthetic:num_images=13:num_classes=6:size=16:seed=1"
@@ -44,9 +47,13 @@ class BrokenForLateImages(FeatureModel):
         return output
 
 
-def _cfg() -> CfgNode:
+def _cfg(folder: str) -> CfgNode:
     cfg = get_cfg()
+    cfg.OUTPUT_DIR = folder
     cfg.merge_from_list(["DATALOADER.NUM_WORKERS=0", "INPUT.TEST.RESIZE_PX=0", "INPUT.TEST.CROP_SIZE_PX=16"])
+    cfg.merge_from_list(["TEST.LINEAR.NUM_LAST_BLOCKS=(1, 2)", "TEST.LINEAR.BASE_LRS=(0.01, 10.0)"])
+    cfg.merge_from_list(["TEST.LINEAR.IMS_PER_BATCH=6", "TEST.LINEAR.ITERS=8", "TEST.LINEAR.EPOCHS=0"])
+    cfg.merge_from_list(["TEST.LINEAR.CHECKPOINT_PERIOD=0", "TEST.LOGREG.NUM_C=20", "TEST.LOGREG.TOL=1e-4"])
     cfg.merge_from_list(["TEST.IMS_PER_BATCH=8", "TEST.KNN.K=(1, 5, 100)", f"DATASETS.TRAIN={BANK}"])
     return cfg
 
@@ -57,13 +64,17 @@ def _model(kind: type[FeatureModel] = FeatureModel) -> FeatureModel:
     return kind(PixelNorm([0.5] * 3, [0.25] * 3), backbone).eval()
 
 
-def _evaluate_everything() -> dict[str, Any]:
-    cfg, model = _cfg(), _model()
+def _evaluate_everything(folder: str) -> dict[str, Any]:
+    cfg, model = _cfg(folder), _model()
     found: dict[str, Any] = {
-        "knn": inference_on_dataset(model, build_test_loader(cfg, QUERIES), build_evaluator(cfg, QUERIES))
+        "knn": inference_on_dataset(model, build_test_loader(cfg, QUERIES), build_evaluator(cfg, QUERIES)),
+        "probes": _probe(cfg, model),
     }
+    model.prototype_head = PrototypeHead(lambda cls_tokens: cls_tokens.softmax(1), lambda: 1.0)
     for size in ODD_SIZES:
         name = f"synthetic:num_images={size}:num_classes=5:size=16"
+        label_free = inference_on_dataset(model, build_test_loader(cfg, name), LabelFreeEvaluator())
+        found[f"label_free_{size}"] = label_free["label_free"]
         for kind, features in {
             "cls": extract_features(model, build_test_loader(cfg, name)),
             "pixels": extract_pixels(build_test_loader(cfg, name)),
@@ -73,14 +84,40 @@ def _evaluate_everything() -> dict[str, Any]:
     return found
 
 
+def _probe(cfg: CfgNode, model: FeatureModel) -> dict[str, Any]:
+    """The linear probe, live and from a cache, with its heads, and logistic regression."""
+    found: dict[str, Any] = {}
+    for name in ("linear", "cached", "logreg"):
+        cfg.TEST.EVALUATORS = ("logreg" if name == "logreg" else "linear",)
+        cfg.TEST.LINEAR.CACHED = name == "cached"
+        evaluators = build_evaluator(cfg, QUERIES)
+        found[name] = inference_on_dataset(model, build_test_loader(cfg, QUERIES), evaluators)
+        (evaluator,) = evaluators.evaluators
+        if isinstance(evaluator, LinearEvaluator):
+            found[f"heads of {name}"] = [t.clone() for t in evaluator._heads.state_dict()["parameters"]]
+    return found
+
+
+def _evaluate_masks(folder: Path) -> dict[str, Any]:
+    """Of 5 test images and 10 training images; two processes have parts of different size."""
+    cfg, test = _cfg(str(folder)), f"masks:{folder / 'test'}"
+    cfg.DATASETS.TRAIN = (f"masks:{folder / 'train'}",)
+    cfg.merge_from_list(["INPUT.TEST.CROP_SIZE_PX=32", "TEST.EVALUATORS=('segmentation','dense_knn')"])
+    cfg.merge_from_list(["TEST.SEGMENTATION.ITERS=20", "TEST.SEGMENTATION.IMS_PER_BATCH=4"])
+    cfg.merge_from_list(["TEST.SEGMENTATION.BASE_LR=0.1", "TEST.SEGMENTATION.WARMUP_ITERS=2"])
+    cfg.merge_from_list(["TEST.DENSE_KNN.NUM_PATCHES=60", "TEST.DENSE_KNN.K=3"])
+    return inference_on_dataset(_model(), build_test_loader(cfg, test), build_evaluator(cfg, test))
+
+
 def _run_rank(rank: int, folder: str) -> None:
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    found = _evaluate_everything()
-    extract_to_store(_model(), _cfg(), QUERIES, f"{folder}/store", Extraction(("cls", "patch")))
+    found = _evaluate_everything(folder)
+    found["masks"] = _evaluate_masks(Path(folder))
+    extract_to_store(_model(), _cfg(folder), QUERIES, f"{folder}/store", Extraction(("cls", "patch")))
     try:
-        extract_features(_model(BrokenForLateImages), build_test_loader(_cfg(), QUERIES))
+        extract_features(_model(BrokenForLateImages), build_test_loader(_cfg(folder), QUERIES))
     except ValueError as error:
         found["error"] = str(error)
     torch.save(found, f"{folder}/rank{rank}.pt")
@@ -88,20 +125,22 @@ def _run_rank(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("two_ranks")
-    mp.spawn(_run_rank, args=(str(folder),), nprocs=2)
+    write_mask_folder(folder / "train", 10)
+    write_mask_folder(folder / "test", 5, first_seed=100)
     return folder
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder_of_ranks: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder_of_ranks / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks(folder: Path) -> list[dict[str, Any]]:
+    mp.spawn(_run_rank, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
-def one_process() -> dict[str, Any]:
-    return _evaluate_everything()
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _evaluate_everything(str(tmp_path_factory.mktemp("one_process")))
 
 
 pytestmark = pytest.mark.slow
@@ -125,9 +164,12 @@ def test_both_processes_hold_the_same_bits(two_ranks: list[dict[str, Any]]) -> N
         assert torch.equal(first[f"cls_{size}"], second[f"cls_{size}"])
 
 
-def test_two_processes_extract_the_rows_of_one(folder_of_ranks: Path, tmp_path: Path) -> None:
-    together = FeatureStore(str(folder_of_ranks / "store"))
-    alone = extract_to_store(_model(), _cfg(), QUERIES, str(tmp_path / "store"), Extraction(("cls", "patch")))
+@pytest.mark.usefixtures("two_ranks")
+def test_two_processes_extract_the_rows_of_one(folder: Path, tmp_path: Path) -> None:
+    together = FeatureStore(str(folder / "store"))
+    alone = extract_to_store(
+        _model(), _cfg(str(tmp_path)), QUERIES, str(tmp_path / "store"), Extraction(("cls", "patch"))
+    )
     assert together.features["cls"].shape == (13, 16)
     for name in ("cls", "patch"):
         torch.testing.assert_close(
@@ -143,6 +185,24 @@ def test_knn_results_are_those_of_one_process(two_ranks: list[dict[str, Any]], o
     assert 0 < one_process["knn"]["knn"]["top1_k5"] < 100  # a comparison that could have failed
 
 
+@pytest.mark.parametrize("size", ODD_SIZES)
+def test_label_free_results_are_those_of_one_process(
+    two_ranks: list[dict[str, Any]], one_process: dict[str, Any], size: int
+) -> None:
+    expected = one_process[f"label_free_{size}"]
+    assert two_ranks[0][f"label_free_{size}"] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    assert len(expected) == 10
+
+
+def test_segmentation_results_are_those_of_one_process(two_ranks: list[dict[str, Any]], folder: Path) -> None:
+    one_process = _evaluate_masks(folder)
+    assert two_ranks[0]["masks"] == two_ranks[1]["masks"]
+    for task in ("segmentation", "dense_knn"):
+        # Sums over two processes are rounded otherwise; a pixel of 4480 may change sides.
+        assert two_ranks[0]["masks"][task] == pytest.approx(one_process[task], abs=0.1)
+        assert 40 < one_process[task]["miou"] < 100  # a comparison that could have failed
+
+
 def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]) -> None:
     messages = [rank["error"] for rank in two_ranks]
     assert messages[0] == messages[1]
@@ -150,3 +210,14 @@ def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]
         "features of 7 of 13 images are not finite, e.g. synthetic[6], synthetic[7], synthetic[8], synthetic[9], synthetic[10]"
         in messages[0]
     )
+
+
+def test_probes_are_those_of_one_process(two_ranks: list[dict[str, Any]], one_process: dict[str, Any]) -> None:
+    """The batch is global: gradients of half batches add up to that of the whole one."""
+    first, second, alone = two_ranks[0]["probes"], two_ranks[1]["probes"], one_process["probes"]
+    for name in ("linear", "cached", "logreg"):
+        assert first[name] == second[name] == alone[name]
+    for name in ("heads of linear", "heads of cached"):
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(one, other) for one, other in zip(first[name], second[name], strict=True))
+    assert not torch.equal(alone["heads of linear"][0], alone["heads of cached"][0])

@@ -105,7 +105,7 @@ def test_without_pyarrow_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         return usual(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"needs pyarrow \(pip install pyarrow\)"):
+    with pytest.raises(ValueError, match=r"needs pyarrow \(pip install 'dinoengine\[parquet\]'\)"):
         require_pyarrow()
 
 

@@ -13,6 +13,7 @@ from dinoengine.config import CfgNode
 from dinoengine.data import build_dataset, build_test_loader
 from dinoengine.evaluation import inference_on_dataset, labels_by_name, match_label_sets, shared_images
 from dinoengine.evaluation.knn import build_knn_evaluator
+from dinoengine.evaluation.label_sets import training_strings
 from dinoengine.structures import BackboneOutput
 
 
@@ -78,6 +79,9 @@ def test_class_names_cover_what_only_the_training_set_has(tiny_cfg: CfgNode, tmp
     assert sets.class_names == ["cat", "fox", "dog"]
     assert [sets.class_names[label] for label in sets.train_labels] == ["cat", "dog", "fox"]
     assert sets.num_classes == 3
+    assert sets.train_class_of == [0, 2, 1]  # cat, fox, dog are 0, 2, 1 in the training set
+    other_way = match_label_sets(tiny_cfg, "knn", (test,), train, build_test_loader)
+    assert other_way.train_class_of == [0, -1, 1]
 
 
 def test_an_evaluator_without_training_set_of_its_own_takes_that_of_the_run(tiny_cfg: CfgNode, tmp_path: Path) -> None:
@@ -87,6 +91,22 @@ def test_an_evaluator_without_training_set_of_its_own_takes_that_of_the_run(tiny
     tiny_cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match=r"'linear' needs labels.*none is named.*TEST\.LINEAR\.TRAIN"):
         match_label_sets(tiny_cfg, "linear", (), test, build_test_loader)
+
+
+def test_a_test_set_may_have_a_training_set_of_its_own(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.merge_from_list(["DATASETS.TRAIN", ("run",), "DATASETS.TEST", ("a", "b")])
+    assert training_strings(tiny_cfg, (), "b") == ("run",)
+    tiny_cfg.TEST.TRAIN_PER_TEST = ("train of a", "train of b")
+    assert training_strings(tiny_cfg, (), "b") == ("train of b",)
+    assert training_strings(tiny_cfg, (), "another") == ("run",)
+    assert training_strings(tiny_cfg, ("x", "y"), "b") == ("x", "y")
+
+
+def test_another_set_than_the_test_set_is_called_by_its_name(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    train, loose = _folder(tmp_path / "train", {"cat": 2}), _folder(tmp_path / "loose", {"cat": 1})
+    (tmp_path / "loose" / "cat" / "0.png").rename(tmp_path / "loose" / "0.png")
+    with pytest.raises(ValueError, match=r"the validation set \('folder:.*/loose',\) has none"):
+        match_label_sets(tiny_cfg, "linear", (train,), (loose,), build_test_loader, "validation set")
 
 
 @pytest.mark.parametrize("bare", ["train", "test"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dinoengine.evaluation.numerics.quantity import largest
 from dinoengine.modeling.backbone import VisionTransformer
 from dinoengine.structures import BackboneOutput
 
@@ -42,4 +43,4 @@ def largest_difference(got: BackboneOutput, cls_token: Tensor, register_tokens: 
     ]
     for mine, theirs in pairs:
         assert mine.shape == theirs.shape
-    return max((mine - theirs).abs().max().item() for mine, theirs in pairs if mine.numel())
+    return largest((mine - theirs).abs().max().item() for mine, theirs in pairs if mine.numel())

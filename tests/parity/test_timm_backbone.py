@@ -7,6 +7,7 @@ timm resamples the position table with ``resample_abs_pos_embed``: to the size, 
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoengine.modeling.backbone import VIT_SIZES, VisionTransformer
+from dinoengine.structures import BackboneOutput
 from tests.parity.comparison import TOLERANCE, largest_difference, load_except_mask_token, random_images, randomise
 
 # timm name -> (size, registers, FFN)
@@ -105,3 +107,9 @@ def test_with_another_interpolation_they_differ(
     monkeypatch.setattr(ours, attribute, wrong)
     assert _compare(theirs, ours, random_images((70, 70))) < TOLERANCE
     assert _compare(theirs, ours, random_images((42, 42))) > 100 * TOLERANCE
+
+
+def test_nan_in_the_last_tokens_is_no_agreement() -> None:
+    zeros = torch.zeros(1, 4, 8)
+    output = BackboneOutput(zeros[:, 0], zeros[:, :2], torch.full_like(zeros, math.nan), (2, 2))
+    assert math.isnan(largest_difference(output, zeros[:, 0], zeros[:, :2], zeros))

@@ -141,6 +141,11 @@ WARNINGS = [
     (("SOLVER.MIN_LR", 1.0), r"rises to its end: SOLVER.MIN_LR 1 is above the peak 0\.005657"),
     (("SOLVER.BASE_LR", 0.0), "LR is 0 throughout"),
     (("MODEL.TEACHER.MOMENTUM", 1.0, "MODEL.TEACHER.MOMENTUM_END", 0.9), "ever faster"),
+    (("SOLVER.BACKBONE_FREEZE_ITERS", 125000), "backbone is never trained: SOLVER.BACKBONE_FREEZE_ITERS 125000"),
+    (
+        ("SOLVER.BACKBONE_FREEZE_ITERS", 124990, "SOLVER.BACKBONE_RAMP_ITERS", 100),
+        r"BACKBONE_FREEZE_ITERS 124990 and BACKBONE_RAMP_ITERS 100 .*125000 end at 10\.0% of the LR",
+    ),
 ]
 
 
@@ -161,6 +166,7 @@ def test_schedules_that_cannot_be_meant_are_named(overrides: tuple[Any, ...], me
         ("MODEL.TEACHER.TEMP_WARMUP_ITERS", 125000),
         ("SOLVER.WARMUP_ITERS", 124990),
         ("SOLVER.MIN_LR", 0.0),
+        ("SOLVER.BACKBONE_FREEZE_ITERS", 124900, "SOLVER.BACKBONE_RAMP_ITERS", 100),
     ],
 )
 def test_edges_that_work_have_no_warning(overrides: tuple[Any, ...]) -> None:
@@ -175,6 +181,7 @@ def test_edges_that_work_have_no_warning(overrides: tuple[Any, ...]) -> None:
         ("SOLVER.WARMUP_ITERS", 125000),
         ("MODEL.TEACHER.TEMP_WARMUP_ITERS", 125001),
         ("SOLVER.FREEZE_LAST_LAYER_ITERS", 125000),
+        ("SOLVER.BACKBONE_FREEZE_ITERS", 125000),
         ("MODEL.TEACHER.MOMENTUM", 1.0, "MODEL.TEACHER.MOMENTUM_END", 0.9),
     ],
 )
@@ -191,3 +198,11 @@ def test_a_classifier_has_no_teacher_and_no_prototypes() -> None:
     assert schedule_warnings(cfg, MODEL) == []
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 0
     assert len(schedule_warnings(cfg, MODEL)) == 2
+
+
+def test_a_classifier_whose_backbone_hardly_trains_is_named() -> None:
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.CLASSIFIER.NUM_CLASSES", 3, "SOLVER.MAX_ITER", 600, "SOLVER.WARMUP_ITERS", 0])
+    cfg.merge_from_list(["SOLVER.BACKBONE_FREEZE_ITERS", 590, "SOLVER.BACKBONE_RAMP_ITERS", 100])
+    (warning,) = schedule_warnings(cfg, MODEL)
+    assert "end at 10.0% of the LR" in warning

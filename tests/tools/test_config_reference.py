@@ -96,7 +96,7 @@ def test_headings_between_rules_are_no_comments() -> None:
 
 
 def test_every_comment_of_the_defaults_reaches_the_reader() -> None:
-    lines = docs.SOURCE.read_text(encoding="utf-8").splitlines()
+    lines = [line for source in docs.SOURCES for line in source.read_text(encoding="utf-8").splitlines()]
     inside_rules = {i for i, line in enumerate(lines) if i and lines[i - 1].startswith("# ---")}
     comments = [
         line.removeprefix("# ").replace("|", "&#124;")

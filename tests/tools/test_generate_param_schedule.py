@@ -40,6 +40,20 @@ def test_the_default_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert "WARNING" not in out
 
 
+def test_blocks_whose_factors_are_equal_share_their_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    """ViT-L: two rows (with and without weight decay) for 24 blocks without layer decay, else for each."""
+    words = ["--at", "0", "DATASETS.TRAIN", "synthetic"]
+    together = _run([*words, "SOLVER.LAYER_DECAY", "1"], capsys)
+    rows = [line for line in together.splitlines() if line.startswith("block")]
+    assert [row.split()[:4] for row in rows] == [["blocks", "0", "to", "23"]] * 2
+    # weights and biases of 24 blocks of width 1024: 12 D^2 with decay, 15 D without (see tests/solver/test_report.py)
+    assert [row.split()[-1] for row in rows] == [f"{24 * 12 * 1024**2:,}", f"{24 * 15 * 1024:,}"]
+    apart = _run([*words, "SOLVER.LAYER_DECAY", "0.9"], capsys)
+    assert len([line for line in apart.splitlines() if line.startswith("block")]) == 48
+    total = [line for out in (together, apart) for line in out.splitlines() if line.startswith("total")]
+    assert total[0].split() == total[1].split()
+
+
 def test_iterations_and_overrides_may_follow_each_other(tiny_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     first = _run(["--config-file", tiny_file, "--at", "3", "7", "SOLVER.MAX_ITER", "50"], capsys)
     second = _run(["SOLVER.MAX_ITER=50", "--config-file", tiny_file, "--at", "3", "7"], capsys)

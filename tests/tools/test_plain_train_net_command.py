@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.config import CfgNode
 from dinoengine.engine import default_argument_parser
 from tests.tools.test_plain_train_net import plain_train_net
@@ -48,6 +49,8 @@ def test_its_weights_are_evaluated_like_those_of_the_trainer(
     _run(tiny_cfg.clone())
     saved = torch.load(Path(tiny_cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)
     assert saved["iteration"] == 2
+    weights = read_weights(str(Path(tiny_cfg.OUTPUT_DIR) / "model_final.pth"))
+    assert weights.spec.num_heads == tiny_cfg.MODEL.VIT.NUM_HEADS  # 8 channels each: the config in the file says it
 
     tiny_cfg.MODEL.WEIGHTS = str(Path(tiny_cfg.OUTPUT_DIR) / "model_final.pth")
     tiny_cfg.OUTPUT_DIR = str(tmp_path / "evaluation")

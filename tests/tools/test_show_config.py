@@ -68,6 +68,16 @@ def test_inputs_are_those_of_one_process(tiny_file: str, capsys: pytest.CaptureF
         assert re.search(row, out), (row, out)
 
 
+def test_inputs_follow_the_reference_world_size_as_training_does(
+    tiny_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.REFERENCE_WORLD_SIZE", "1", "DATASETS.TEST", "()"]
+    show_config.main(["--config-file", tiny_file, "--inputs", "--num-gpus", "3", *overrides])
+    out = capsys.readouterr().out
+    assert "process 1 of 3: 4 of the 12 images" in out
+    assert re.search(r"positions +\(4,\) +int64", out)
+
+
 def test_inputs_without_a_test_dataset_say_so(tiny_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     show_config.main(["--config-file", tiny_file, "--inputs", "DATASETS.TEST", "()"])
     assert "DATASETS.TEST is empty" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import (
     Hints,
     Layout,
@@ -18,7 +19,8 @@ from dinoengine.checkpoint.layouts.layout import (
     rename_to_theirs,
     strip_prefix,
 )
-from dinoengine.checkpoint.weights import Weights, make_weights
+from dinoengine.checkpoint.layouts.meta import published_interpolation
+from dinoengine.checkpoint.weights import Weights
 
 _TRUNKS = {"backbone": "image_model_trunks.model.0.", "student.backbone": "image_model_trunks.model.1."}
 _HEADS = {
@@ -75,6 +77,7 @@ class Cerebras(Layout):
     """Its patch embedding is a linear layer over (row, column, channel), its position table has CLS last."""
 
     name = "cerebras"
+    is_nested = True
     description = "Cerebras ModelZoo DINOv2 checkpoint (teacher, student, heads, centres)"
 
     def detect(self, content: FileContent) -> bool:
@@ -107,15 +110,17 @@ class Cerebras(Layout):
         parts |= {part: entries for part, prefix in _HEADS.items() if (entries := strip_prefix(model, prefix))}
         if centers := {name: model[key].view(1, -1) for name, key in _CENTERS.items() if key in model}:
             parts["centers"] = centers
+        antialias, offset = published_interpolation(0)
         return make_weights(
             self.name,
             content.path,
             parts,
-            antialias=False,
-            offset=0.1,
+            antialias=antialias,
+            offset=offset,
             num_heads=hints.num_heads,
             table_grid=hints.table_grid,
             unused=unused,
+            left_out=[name for name in content.data if name != "model"] if "model" in content.data else [],
         )
 
     def write(self, weights: Weights) -> tuple[FileContent, list[str]]:

@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import Hints, Layout, is_state_dict, strip_prefix
-from dinoengine.checkpoint.weights import Weights, make_weights
+from dinoengine.checkpoint.layouts.meta import published_interpolation
+from dinoengine.checkpoint.weights import Weights
 
+# What a file keeps its state dict in; the teacher's comes first where there are both.
 _WRAPPERS = ("teacher", "state_dict", "student")
+# What their trainings keep beside the models.
+_OF_THE_TRAINING = ("optimizer", "epoch", "args", "fp16_scaler")
 
 
-def _entries(data: dict[str, Any]) -> StateDict:
-    """The state dict inside a file: the teacher's where there is one; without the prefixes of DDP and multi-crop."""
-    inner = next((data[name] for name in _WRAPPERS if is_state_dict(data.get(name))), data)
+def _wrapper(data: dict[str, Any]) -> str:
+    """The entry that holds the backbone; "" if the file itself does."""
+    return next((name for name in _WRAPPERS if is_state_dict(data.get(name))), "")
+
+
+def _entries(data: dict[str, Any], wrapper: str) -> StateDict:
+    """The state dict inside a file, without the prefixes of DDP and multi-crop."""
+    inner = data[wrapper] if wrapper else data
     if not is_state_dict(inner):
         return {}
     return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in inner.items()}
@@ -27,7 +37,7 @@ class Dino(Layout):
     never_stores: tuple[str, ...] = ("mask_token",)
 
     def detect(self, content: FileContent) -> bool:
-        entries = _entries(content.data)
+        entries = _entries(content.data, _wrapper(content.data))
         return (
             {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight"} <= entries.keys()
             and "blocks.0.ls1.gamma" not in entries
@@ -35,29 +45,43 @@ class Dino(Layout):
         )
 
     def read(self, content: FileContent, hints: Hints) -> Weights:
-        entries = _entries(content.data)
+        data = content.data
+        wrapper = _wrapper(data)
+        entries = _entries(data, wrapper)
         if not entries:
             raise CheckpointError(f"{content.path} holds no state dict of this layout.")
-        head = strip_prefix(entries, "head.")
-        backbone = {name: value for name, value in entries.items() if not name.startswith("head.")}
-        parts = {"backbone": self.to_ours(backbone)}
-        unused = []
-        if any(name.startswith("last_layer") for name in head):
-            parts["dino_head"] = {n: v for n, v in head.items() if n.startswith(("mlp.", "last_layer."))}
-            unused = [f"head.{name}" for name in head if name not in parts["dino_head"]]
-        else:
-            unused = [f"head.{name}" for name in head]
+        parts, unused = self._parts(entries)
+        read = {wrapper}
+        if wrapper == "teacher" and is_state_dict(data.get("student")):
+            read.add("student")
+            student, unused_there = self._parts(_entries(data, "student"))
+            parts |= {f"student.{part}": of_part for part, of_part in student.items()}
+            unused += [f"student.{name}" for name in unused_there]
+        if "dino_head" in parts and is_state_dict(loss := data.get("dino_loss")) and loss.keys() == {"center"}:
+            read.add("dino_loss")
+            parts["centers"] = {"dino": loss["center"]}
+        beside = [name for name in data if name not in read] if wrapper else []
+        antialias, offset = published_interpolation(0)
         return make_weights(
             self.name,
             content.path,
             parts,
-            antialias=False,
-            offset=0.1,
+            antialias=antialias,
+            offset=offset,
             num_heads=hints.num_heads,
             table_grid=hints.table_grid,
             optional=self.never_stores,
-            unused=unused,
+            unused=unused + [name for name in beside if name not in _OF_THE_TRAINING],
+            left_out=[name for name in beside if name in _OF_THE_TRAINING],
         )
+
+    def _parts(self, entries: StateDict) -> tuple[dict[str, StateDict], list[str]]:
+        """Backbone and, if its head is a projection head, that; and what is neither."""
+        head = strip_prefix(entries, "head.")
+        parts = {"backbone": self.to_ours({n: v for n, v in entries.items() if not n.startswith("head.")})}
+        if any(name.startswith("last_layer") for name in head):
+            parts["dino_head"] = {n: v for n, v in head.items() if n.startswith(("mlp.", "last_layer."))}
+        return parts, [f"head.{name}" for name in head if name not in parts.get("dino_head", ())]
 
     def write(self, weights: Weights) -> tuple[FileContent, list[str]]:
         spec = weights.spec
@@ -86,7 +110,7 @@ class IBot(Dino):
     never_stores = ()
 
     def detect(self, content: FileContent) -> bool:
-        entries = _entries(content.data)
+        entries = _entries(content.data, _wrapper(content.data))
         return "masked_embed" in entries and "blocks.0.attn.qkv.weight" in entries
 
     def to_ours(self, entries: StateDict) -> StateDict:

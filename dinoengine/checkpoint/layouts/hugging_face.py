@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import Hints, Layout, Rule, rename_to_ours, rename_to_theirs, strip_prefix
-from dinoengine.checkpoint.weights import BackboneSpec, Weights, make_weights
+from dinoengine.checkpoint.weights import BackboneSpec, Weights
 from dinoengine.modeling.layers.block import LAYER_NORM_EPS
 
 _LAYER = "encoder.layer.{i}."
@@ -54,12 +55,16 @@ class HuggingFace(Layout):
         unused = [prefix + name for name in unknown if not name.startswith("classifier.")]
         if prefix:
             unused += [n for n in content.data if not n.startswith((prefix, "classifier."))]
-        if backbone and content.config is None and hints.num_heads is None:
-            raise CheckpointError(
-                f"{content.path} has no config.json beside it, which states the attention heads; copy it there, or give "
-                "--num-heads."
-            )
         config = content.config or {}
+        num_heads = config.get("num_attention_heads")
+        num_heads = hints.num_heads if num_heads is None else num_heads
+        if backbone and num_heads is None:
+            problem = (
+                "has no config.json beside it, which states the attention heads; copy it there, or"
+                if content.config is None
+                else "has a config.json that does not state its attention heads (num_attention_heads);"
+            )
+            raise CheckpointError(f"{content.path} {problem} give --num-heads.")
         self._check(config, content.path)
         has_registers = "register_tokens" in backbone
         return make_weights(
@@ -68,10 +73,11 @@ class HuggingFace(Layout):
             parts,
             antialias=has_registers,
             offset=0.0,
-            num_heads=config.get("num_attention_heads") or hints.num_heads,
-            table_grid=_grid(config) or hints.table_grid,
+            num_heads=num_heads,
+            table_grid=_grid(config, content.path) or hints.table_grid,
             optional=("mask_token",) if config.get("use_mask_token") is False else (),
             unused=unused,
+            states_shape=content.config is not None,
         )
 
     def _check(self, config: dict[str, Any], path: str) -> None:
@@ -87,15 +93,23 @@ class HuggingFace(Layout):
         return FileContent("", entries, _config(weights.spec)), lost
 
 
-def _grid(config: dict[str, Any]) -> tuple[int, int] | None:
+def _grid(config: dict[str, Any], path: str) -> tuple[int, int] | None:
     """(rows, columns) of the position table as config.json states it."""
     if "image_size" not in config or "patch_size" not in config:
         return None
     (height, width), (patch_height, patch_width) = (
-        value if isinstance(value, (list, tuple)) else (value, value)
-        for value in (config["image_size"], config["patch_size"])
+        _numbers(key, config[key], path) for key in ("image_size", "patch_size")
     )
     return height // patch_height, width // patch_width
+
+
+def _numbers(key: str, value: object, path: str) -> tuple[int, int]:
+    numbers: list[Any] = value if isinstance(value, list) else [value, value]
+    if len(numbers) != 2 or not all(type(number) is int and number > 0 for number in numbers):
+        raise CheckpointError(
+            f"{path}: config.json has {key} {value!r}; expected a whole number of pixels, or two (height, width)."
+        )
+    return numbers[0], numbers[1]
 
 
 def _config(spec: BackboneSpec) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from dinoengine.checkpoint.files import CheckpointError, FileContent, grouped_names, read_content, short_list
 from dinoengine.checkpoint.layouts.cerebras import Cerebras
 from dinoengine.checkpoint.layouts.dino import Dino, IBot
@@ -11,6 +13,8 @@ from dinoengine.checkpoint.layouts.meta import MetaBackbone, MetaTeacher
 from dinoengine.checkpoint.layouts.own import Own
 from dinoengine.checkpoint.layouts.timm import Timm
 from dinoengine.checkpoint.weights import Weights
+
+logger = logging.getLogger(__name__)
 
 # In the order in which they are tried: those with marks of their own first.
 LAYOUTS: dict[str, Layout] = {
@@ -38,6 +42,12 @@ def detect_layout(content: FileContent) -> Layout:
         )
     for layout in LAYOUTS.values():
         if layout.detect(content):
+            if layout.name == "dino" and "cls_token" in names:
+                logger.warning(
+                    "%s is taken for a backbone of DINO; a timm ViT without LayerScale has the same keys, and interpolates "
+                    "positions otherwise. If it is one, give its layout (--from timm of the tools).",
+                    content.path,
+                )
             return layout
     raise CheckpointError(
         f"{content.path} is of no layout known here; it has {short_list(grouped_names(names)) or 'nothing'}. Known: "

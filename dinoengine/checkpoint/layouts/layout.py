@@ -30,13 +30,15 @@ class Layout(abc.ABC):
         name: as in ``--from`` and ``--to``.
         description: one line for people.
         is_folder: whether it is written as a folder (config.json and model.safetensors) instead of one file.
-        states_shape: whether files say the number of attention heads and the grid of the position table.
+        is_nested: whether entries lie in dicts of dicts, which safetensors cannot hold.
+        states_shape: whether written files say the number of attention heads and the grid of the position table.
         never_stores: entries of the backbone that files of this layout never have, by our names.
     """
 
     name: str
     description: str
     is_folder: bool = False
+    is_nested: bool = False
     states_shape: bool = False
     never_stores: tuple[str, ...] = ()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import Hints, Layout, add_prefix, is_state_dict, strip_prefix
-from dinoengine.checkpoint.weights import Weights, make_weights
+from dinoengine.checkpoint.weights import Weights
 
 HEADS = ("dino_head", "ibot_head")
 
@@ -52,11 +53,16 @@ class MetaTeacher(Layout):
     """``{"teacher": {"backbone.x", "dino_head.x", "ibot_head.x"}}``, written by Meta's training at every evaluation."""
 
     name = "meta-teacher"
+    is_nested = True
     description = "Meta's teacher_checkpoint.pth: the teacher's backbone and heads"
 
     def detect(self, content: FileContent) -> bool:
         teacher = content.data.get("teacher")
-        return is_state_dict(teacher) and any(name.startswith(("backbone.", "module.backbone.")) for name in teacher)
+        if not is_state_dict(teacher):
+            return False
+        tops = {name.removeprefix("module.").partition(".")[0] for name in teacher}
+        # DINO and iBOT name their backbone alike, but have one head that is called so.
+        return "backbone" in tops and ("head" not in tops or "dino_head" in tops)
 
     def read(self, content: FileContent, hints: Hints) -> Weights:
         if "teacher" not in content.data:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from dinoengine.checkpoint.files import CheckpointError, FileContent, StateDict
+from dinoengine.checkpoint.infer import make_weights
 from dinoengine.checkpoint.layouts.layout import Hints, Layout, is_state_dict
-from dinoengine.checkpoint.weights import Weights, make_weights
+from dinoengine.checkpoint.weights import Weights
 
 # SwiGLU has the names of the plain MLP there.
 _SWIGLU = {"mlp.fc1.": "mlp.w12.", "mlp.fc2.": "mlp.w3."}

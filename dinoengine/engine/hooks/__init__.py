@@ -1,5 +1,6 @@
 from dinoengine.engine.hooks.callback import CallbackHook
-from dinoengine.engine.hooks.checkpointing import BestCheckpointer, PeriodicCheckpointer
+from dinoengine.engine.hooks.checkpointing import BestCheckpointer, EarlyStopping, PeriodicCheckpointer
+from dinoengine.engine.hooks.collapse import CollapseError, CollapseGuard
 from dinoengine.engine.hooks.ema import EMATeacher
 from dinoengine.engine.hooks.evaluation import EvalHook, KNNEvalHook, PreciseBN
 from dinoengine.engine.hooks.guard import NonFiniteGuard
@@ -11,7 +12,10 @@ from dinoengine.engine.hooks.writing import PeriodicWriter
 __all__ = [
     "BestCheckpointer",
     "CallbackHook",
+    "CollapseError",
+    "CollapseGuard",
     "EMATeacher",
+    "EarlyStopping",
     "EvalHook",
     "IterationTimer",
     "KNNEvalHook",

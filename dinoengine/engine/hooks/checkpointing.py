@@ -1,4 +1,4 @@
-"""When to save."""
+"""When to save, and when what is saved has stopped getting better."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import math
 import os
 
 from dinoengine.checkpoint import Checkpointer, periodic_checkpoints
-from dinoengine.engine.train_loop import HookBase
+from dinoengine.config import ConfigError
+from dinoengine.engine.train_loop import HookBase, TrainerBase
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write
 
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class PeriodicCheckpointer(HookBase):
-    """``model_0000999.pth`` when 1000 iterations are done, and so on; ``model_final.pth`` at the end.
+    """``model_0000999.pth`` when 1000 iterations are done, and so on; ``model_final.pth`` at the end, early or not.
 
     Register it on every rank: rank 0 writes, but all of them bring the metrics of the last iterations together.
     """
@@ -42,6 +43,10 @@ class PeriodicCheckpointer(HookBase):
         if done >= self.trainer.max_iter:
             self._save("model_final")
 
+    def after_train(self) -> None:
+        if self.trainer.succeeded and self.trainer.iter < self.trainer.max_iter:  # stopped by a hook behind this one
+            self._save("model_final")
+
     def _remove_old(self) -> None:
         by_iteration = periodic_checkpoints(self.checkpointer.save_dir)
         left_behind = [path for iteration, path in by_iteration.items() if iteration > self.trainer.iter]
@@ -51,21 +56,26 @@ class PeriodicCheckpointer(HookBase):
 
     def _save(self, name: str) -> None:
         self.trainer.flush_metrics()  # the metric history in the checkpoint then reaches its iteration
-        self.checkpointer.save(name, iteration=self.trainer.iter)
+        self.checkpointer.save(name, iteration=_last_finished(self.trainer))
+
+
+def _last_finished(trainer: TrainerBase) -> int:
+    """Index of the last iteration that is done, in ``after_step`` as in ``after_train`` of a run that succeeded."""
+    return trainer.iter - 1 if trainer.succeeded else trainer.iter
 
 
 class BestCheckpointer(HookBase):
     """``model_best.pth`` whenever a metric is better than ever before; resuming still continues from the last.
 
     The best value lives in ``model_best.json`` beside the file, so it survives resuming. NaN and infinities are never
-    best. Register it after the EvalHook.
+    best. Register it after the EvalHook, on all processes; the first of them writes.
     """
 
     def __init__(self, checkpointer: Checkpointer, metric: str, mode: str = "max") -> None:
         """
         Args:
             metric: name in the storage, e.g. "knn/top1_k20".
-            mode: "max" or "min".
+            mode: "max" (higher is better) or "min".
 
         Raises:
             ValueError: for another mode.
@@ -76,7 +86,6 @@ class BestCheckpointer(HookBase):
         self.metric = metric
         self.mode = mode
         self._seen_iteration = -1
-        self._is_warned = False
 
     def before_train(self) -> None:
         # After a resume the storage holds old values: they were judged when they were measured.
@@ -87,12 +96,13 @@ class BestCheckpointer(HookBase):
         return os.path.join(self.checkpointer.save_dir, "model_best.json")
 
     def best(self) -> tuple[float, int] | None:
-        """(value, iteration) of the best of this metric so far, or None."""
+        """(value, iteration) of the best of this metric, in this mode, so far, or None."""
         if not os.path.exists(self._record_path):
             return None
         with open(self._record_path, encoding="utf-8") as file:
             record = json.load(file)
-        return (record["value"], record["iteration"]) if record["metric"] == self.metric else None
+        is_same = (record["metric"], record.get("mode", "max")) == (self.metric, self.mode)
+        return (record["value"], record["iteration"]) if is_same else None
 
     def _latest(self) -> tuple[float, int]:
         return self.trainer.storage.latest().get(self.metric, (math.nan, -1))
@@ -106,17 +116,17 @@ class BestCheckpointer(HookBase):
 
     def _check(self) -> None:
         measured = self.trainer.storage.names("eval")
-        if measured and self.metric not in measured and not self._is_warned:
-            self._is_warned = True
-            logger.warning(
-                "TEST.BEST_METRIC %s is not measured, so there is no best checkpoint. There are: %s.",
-                self.metric,
-                ", ".join(measured),
-            )
+        if measured and self.metric not in measured:
+            problem = f"{self.metric!r} is not measured. There are: {', '.join(measured)}."
+            raise ConfigError("TEST.BEST_METRIC", [problem])
         value, iteration = self._latest()
         if iteration == self._seen_iteration:
             return
         self._seen_iteration = iteration
+        if comm.is_main_process():
+            self._judge(value, iteration)
+
+    def _judge(self, value: float, iteration: int) -> None:
         if not math.isfinite(value):
             logger.warning("%s is %s at iteration %d: not a candidate for the best.", self.metric, value, iteration)
             return
@@ -125,7 +135,44 @@ class BestCheckpointer(HookBase):
             return
         before = "" if best is None else f", before {best[0]:.4f} at iteration {best[1]}"
         logger.info("Best %s so far: %.4f at iteration %d%s.", self.metric, value, iteration, before)
-        last_finished = min(self.trainer.iter, self.trainer.max_iter - 1)
-        self.checkpointer.save("model_best", tag_last=False, iteration=last_finished)
+        self.checkpointer.save("model_best", tag_last=False, iteration=_last_finished(self.trainer))
         with atomic_write(self._record_path, "w") as file:
-            json.dump({"metric": self.metric, "value": value, "iteration": iteration}, file)
+            json.dump({"metric": self.metric, "mode": self.mode, "value": value, "iteration": iteration}, file)
+
+
+class EarlyStopping(HookBase):
+    """Ends the run when a number of periodic evaluations in a row were no better than the best before them.
+
+    It counts from the iteration of the best, which is in ``model_best.json``: nothing to restore, and a run that is
+    resumed at any iteration stops where it would have stopped. Register it after the BestCheckpointer, on all processes.
+    """
+
+    def __init__(self, best: BestCheckpointer, period: int, patience: int) -> None:
+        """
+        Args:
+            best: knows the metric and its best value.
+            period: iterations between evaluations, > 0.
+            patience: evaluations, > 0.
+        """
+        self.best = best
+        self.period = period
+        self.patience = patience
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 and done != self.trainer.max_iter and (reason := self.reason_to_stop(done - 1)):
+            self.trainer.request_stop(reason)
+
+    def reason_to_stop(self, iteration: int) -> str:
+        """Why there is nothing to do after ``iteration`` is done; empty: there is. A collective operation."""
+        # The processes may not share a disk. Without a best of this metric (it is new, or was never finite) the run counts.
+        best = comm.broadcast_object(self.best.best())
+        since = self.trainer.start_iter - 1 if best is None else best[1]
+        num_evaluations = -(-(iteration - since) // self.period)
+        if num_evaluations < self.patience:
+            return ""
+        what = "a finite value" if best is None else f"better than {best[0]:.4f} at iteration {best[1]}"
+        return (
+            f"no {self.best.metric} {what} in {num_evaluations} evaluation(s), and TEST.EARLY_STOPPING_PATIENCE is "
+            f"{self.patience}."
+        )

@@ -16,7 +16,8 @@ class EvalHook(HookBase):
     """Calls ``evaluate()`` every ``period`` iterations and once at the end; puts its results into the storage.
 
     Evaluations take part in collectives: on several processes register it on all of them. The last evaluation is
-    logged at iteration ``max_iter``; after an error there is none.
+    logged at iteration ``max_iter``; after an error there is none, nor a second one of the weights that a run was stopped
+    with.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class EvalHook(HookBase):
         self.evaluate = evaluate
         self.eval_after_train = eval_after_train
         self.eval_at_start = eval_at_start
+        self._num_done = -1  # iterations that were done at the last evaluation
 
     def before_train(self) -> None:
         if self.eval_at_start and self.trainer.start_iter == 0:
@@ -45,9 +47,10 @@ class EvalHook(HookBase):
         done = self.trainer.iter + 1
         if self.period and done % self.period == 0 and done != self.trainer.max_iter:
             self._run()
+            self._num_done = done
 
     def after_train(self) -> None:
-        if self.eval_after_train and self.trainer.succeeded:
+        if self.eval_after_train and self.trainer.succeeded and self.trainer.iter != self._num_done:
             self._run()
 
     def _run(self) -> None:

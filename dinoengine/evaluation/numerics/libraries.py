@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ from dinoengine.checkpoint.convert import write_content
 from dinoengine.checkpoint.layouts import LAYOUTS, Hints
 from dinoengine.checkpoint.parity import compare_files
 from dinoengine.checkpoint.weights import BackboneSpec, Weights
-from dinoengine.evaluation.numerics.quantity import Quantity
+from dinoengine.evaluation.numerics.quantity import Quantity, largest
 
 TOLERANCE = 1e-4
+# Kind of the feed-forward layer -> its hidden width at 48 channels, and how the table calls it
+FFN_HIDDEN = {"mlp": 192, "swiglu": 128}
+FFN_NAMES = {"mlp": "MLP", "swiglu": "SwiGLU"}
 
 
 def check_timm() -> Iterator[Quantity]:
@@ -32,23 +36,22 @@ def check_transformers() -> Iterator[Quantity]:
 
 
 def _check(layout: str, library: str, antialias: dict[int, bool]) -> Iterator[Quantity]:
-    for registers in antialias:
-        label = f"tokens, {library} with {registers} registers, largest difference"
+    for registers, ffn in itertools.product(antialias, FFN_HIDDEN):
+        label = f"tokens, {library} with {registers} registers, {FFN_NAMES[ffn]}, largest difference"
         if importlib.util.find_spec(library) is None:
             yield Quantity(label, library, 0.0, None, TOLERANCE, f"{library} is not installed", skipped=True)
             continue
-        weights = _random_weights(registers, antialias[registers])
+        weights = _random_weights(registers, ffn, antialias[registers])
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "weights")
             write_content(LAYOUTS[layout].write(weights)[0], path)
             comparisons = compare_files(weights, path, layout, Hints(num_heads=weights.spec.num_heads))
-        largest = max(comparison.difference for comparison in comparisons)
         source = f"{library} {importlib.import_module(library).__version__}"
-        yield Quantity(label, source, 0.0, largest, TOLERANCE)
+        yield Quantity(label, source, 0.0, largest(c.difference for c in comparisons), TOLERANCE)
 
 
 @torch.no_grad()
-def _random_weights(registers: int, antialias: bool) -> Weights:
+def _random_weights(registers: int, ffn: str, antialias: bool) -> Weights:
     """No entry keeps a value (0, 1, 1e-5) behind which a wrong place could hide."""
     spec = BackboneSpec(
         embed_dim=48,
@@ -58,8 +61,8 @@ def _random_weights(registers: int, antialias: bool) -> Weights:
         in_chans=3,
         table_grid=(5, 5),
         num_register_tokens=registers,
-        ffn="mlp",
-        ffn_hidden=192,
+        ffn=ffn,
+        ffn_hidden=FFN_HIDDEN[ffn],
         layer_scale=True,
         qkv_bias=True,
         proj_bias=True,

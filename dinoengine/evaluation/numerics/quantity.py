@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -34,6 +35,16 @@ class Quantity:
         if self.skipped:
             return "not installed"
         return "ok" if self.got is not None and abs(self.got - self.expected) <= self.tolerance else "FAIL"
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest value, NaN if any is NaN: ``max`` keeps a number that comes before a NaN, which then looks right.
+
+    Raises:
+        ValueError: without values.
+    """
+    values = list(values)
+    return math.nan if any(math.isnan(value) for value in values) else max(values)
 
 
 def quantities_table(quantities: Iterable[Quantity]) -> str:

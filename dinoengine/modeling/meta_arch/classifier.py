@@ -13,6 +13,7 @@ from dinoengine.modeling.backbone import Backbone, build_backbone
 from dinoengine.modeling.build import META_ARCH_REGISTRY
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
 from dinoengine.modeling.meta_arch.feature_model import FeatureModel, last_outputs
+from dinoengine.modeling.meta_arch.mixing import BatchMixing
 from dinoengine.structures import BackboneOutput, ClassifierOutput, ImageBatch, LossTerm, LossTerms, ParamFacts
 
 _HEAD_INIT_STD = 0.01  # that of DINOv2's linear evaluation
@@ -66,12 +67,15 @@ class ImageClassifier(nn.Module):
         mean_patch: bool = False,
         freeze_backbone: bool = True,
         label_smoothing: float = 0.0,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
     ) -> None:
         """
         Args:
             num_last_blocks: blocks whose CLS tokens the head sees.
             mean_patch: whether it sees the mean patch token of the last block, too.
-            label_smoothing: share of the target that is spread over all classes.
+            label_smoothing: share of the target that is spread over all classes; of mixed targets as of plain ones.
+            mixup_alpha, cutmix_alpha: see ``BatchMixing``; 0: off.
 
         Raises:
             ValueError: if there is no class, or the backbone has not that many blocks to show.
@@ -95,6 +99,7 @@ class ImageClassifier(nn.Module):
         self.mean_patch = mean_patch
         self.freeze_backbone = freeze_backbone
         self.label_smoothing = label_smoothing
+        self.mixing = BatchMixing(num_classes, mixup_alpha, cutmix_alpha) if mixup_alpha or cutmix_alpha else None
         self.backbone.disable_masking()
         if freeze_backbone:
             self.backbone.requires_grad_(False)
@@ -113,6 +118,8 @@ class ImageClassifier(nn.Module):
             "mean_patch": classifier.MEAN_PATCH,
             "freeze_backbone": classifier.FREEZE_BACKBONE,
             "label_smoothing": classifier.LABEL_SMOOTHING,
+            "mixup_alpha": classifier.MIXUP_ALPHA,
+            "cutmix_alpha": classifier.CUTMIX_ALPHA,
         }
 
     def train(self, mode: bool = True) -> ImageClassifier:
@@ -122,21 +129,37 @@ class ImageClassifier(nn.Module):
             self.backbone.eval()
         return self
 
+    def split_batch(self, batch: ImageBatch, num_parts: int) -> list[ImageBatch]:
+        """Micro-batches, mixed before they are cut apart: as one batch would be, with the same draws."""
+        return self._mixed(batch).split(num_parts)
+
     def forward(self, batch: ImageBatch) -> LossTerms:
         """Cross entropy in fp32, and the share of right answers (``train_top1``, percent).
+
+        In training the batch is mixed first, if it is not yet. A mixed image has two right answers, so there is no
+        ``train_top1`` then.
 
         Raises:
             ValueError: if the batch has no labels.
         """
-        if batch.labels is None:
-            raise ValueError("A classifier is trained with labels, and this batch has none.")
+        batch = self._mixed(batch)
+        assert batch.labels is not None
         pixels = self.pixel_norm(batch.images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             outputs = last_outputs(self.backbone, pixels, self.num_last_blocks)
         logits = self.head(head_input(outputs, self.mean_patch)).float()  # [B, classes]
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        top1 = 100.0 * (logits.detach().argmax(dim=1) == batch.labels).float().mean()
-        return LossTerms([LossTerm("cross_entropy", loss, 1.0)], {"train_top1": top1})
+        loss = LossTerm(
+            "cross_entropy", F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing), 1.0
+        )
+        if batch.labels.ndim == 2:
+            return LossTerms([loss])
+        return LossTerms([loss], {"train_top1": 100.0 * (logits.detach().argmax(1) == batch.labels).float().mean()})
+
+    def _mixed(self, batch: ImageBatch) -> ImageBatch:
+        if batch.labels is None:
+            raise ValueError("A classifier is trained with labels, and this batch has none.")
+        is_mixed = batch.labels.ndim == 2
+        return batch if self.mixing is None or is_mixed or not self.training else self.mixing(batch)
 
     def param_facts(self, name: str) -> ParamFacts:
         """The backbone's own facts; of the head the weight is decayed, at the full LR."""

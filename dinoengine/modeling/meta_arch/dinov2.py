@@ -22,13 +22,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dinoengine.config import CfgNode, configurable
 from dinoengine.modeling.backbone import build_backbone
 from dinoengine.modeling.build import META_ARCH_REGISTRY
 from dinoengine.modeling.heads import build_head
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
-from dinoengine.modeling.losses import build_targets, dino_loss, ibot_loss, koleo_loss, mask_weights
+from dinoengine.modeling.losses import Centering, build_targets, dino_loss, ibot_loss, koleo_loss, mask_weights
+from dinoengine.modeling.losses.precision import at_least_fp32
+from dinoengine.modeling.meta_arch.feature_model import PrototypeHead
 from dinoengine.modeling.meta_arch.student_teacher import StudentTeacher
 from dinoengine.structures import LossTerm, LossTerms, SSLBatch
 
@@ -194,7 +197,7 @@ class DINOv2(StudentTeacher):
         global_logits, local_logits, patch_logits = self._student_logits(global_cls, local_cls, masked_patches)
 
         terms: list[LossTerm] = []
-        metrics: dict[str, Tensor] = {}
+        metrics = _spread_of_features(global_cls.detach()) if len(batch) > 1 else {}
         views = batch.num_global_views
         if targets.cls is not None:
             num_pairs = views * (views - 1) + views * batch.num_local_views
@@ -206,6 +209,8 @@ class DINOv2(StudentTeacher):
                 to_locals = dino_loss(by_view, targets.cls, self.student_temp, skip_same_view=False)
                 terms.append(LossTerm("dino_local", to_locals / num_pairs, self.dino_weight))
             metrics["teacher_entropy"] = torch.special.entr(targets.cls).sum(-1).mean()
+            mean_target = targets.cls.flatten(0, 1).mean(0)  # [K]
+            metrics["prototype_perplexity"] = torch.special.entr(mean_target).sum().exp()
         if targets.patches is not None:
             assert batch.masks is not None
             weights = mask_weights(batch.masks)
@@ -215,6 +220,21 @@ class DINOv2(StudentTeacher):
             per_view = [koleo_loss(cls, self.koleo_group_size) for cls in global_cls.chunk(views)]
             terms.append(LossTerm("koleo", torch.stack(per_view).sum(), self.koleo_weight))
         return LossTerms(terms, metrics)
+
+    def prototype_head(self) -> PrototypeHead | None:
+        """Softmax of the teacher's logits at its temperature, centred if the targets are; None without the DINO loss.
+
+        Sinkhorn-Knopp normalises over a batch and has no say about one image; what is left is the softmax it starts from.
+        """
+        if self.dino_targets is None:
+            return None
+
+        def probabilities(cls_tokens: Tensor) -> Tensor:
+            logits = at_least_fp32(self.teacher["dino_head"](cls_tokens))
+            center = self.dino_targets.center if isinstance(self.dino_targets, Centering) else 0.0
+            return F.softmax((logits - center) / self.teacher_temp, dim=-1)
+
+        return PrototypeHead(probabilities, lambda: self.teacher_temp)
 
     def _student_logits(self, global_cls: Tensor, local_cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the three kinds of tokens; one head call where they share a head. Empty where a loss is off."""
@@ -229,3 +249,12 @@ class DINOv2(StudentTeacher):
         global_logits, local_logits = self.student["dino_head"](cls_tokens).split(sizes)
         patch_logits = self.student[self.patch_head](patches) if self.ibot_weight else patches[:0]
         return global_logits, local_logits, patch_logits
+
+
+def _spread_of_features(cls_tokens: Tensor) -> dict[str, Tensor]:
+    """[G*B, D] -> standard deviation of the L2-normalised rows, mean over D, in units of 1 / sqrt(D).
+
+    0: all images have the same features; 1: they are spread over the whole sphere.
+    """
+    rows = F.normalize(at_least_fp32(cls_tokens), dim=-1)
+    return {"feature_std_relative": rows.std(0, correction=0).mean() * rows.shape[-1] ** 0.5}

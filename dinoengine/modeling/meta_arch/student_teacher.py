@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
-from dinoengine.modeling.meta_arch.feature_model import FeatureModel
+from dinoengine.modeling.meta_arch.feature_model import FeatureModel, PrototypeHead
 from dinoengine.structures import ParamFacts
 
 
@@ -58,6 +58,10 @@ class StudentTeacher(nn.Module):
         return {name: [p for p in part.parameters() if p.requires_grad] for name, part in self.student.items()}
 
     def feature_model(self, which: str = "teacher") -> FeatureModel:
-        """The teacher's backbone (or the student's), sharing its parameters."""
+        """The teacher's backbone (or the student's), sharing its parameters; the teacher's with its prototypes."""
         backbone = getattr(self, which)["backbone"]
-        return FeatureModel(self.pixel_norm, backbone)
+        return FeatureModel(self.pixel_norm, backbone, self.prototype_head() if which == "teacher" else None)
+
+    def prototype_head(self) -> PrototypeHead | None:
+        """How the teacher assigns CLS tokens to prototypes; None for a method without. Override."""
+        return None

@@ -10,7 +10,7 @@ from dinoengine.data import FashionMNIST, build_dataset
 from dinoengine.data.datasets.fashion_mnist import DEFAULT_ROOTS
 
 
-def _write(folder: Path, split: str, images: np.ndarray, labels: np.ndarray, packed: bool = False) -> None:
+def write_idx_files(folder: Path, split: str, images: np.ndarray, labels: np.ndarray, packed: bool = False) -> None:
     folder.mkdir(exist_ok=True)
     for kind, array in {"images-idx3": images, "labels-idx1": labels}.items():
         data = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
@@ -28,7 +28,7 @@ def arrays() -> tuple[np.ndarray, np.ndarray]:
 def test_images_and_labels_are_those_of_the_files(
     packed: bool, arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
-    _write(tmp_path / "raw", "t10k", *arrays, packed=packed)
+    write_idx_files(tmp_path / "raw", "t10k", *arrays, packed=packed)
     dataset = build_dataset(f"fashion-mnist:split=test:root={tmp_path}/raw")
     assert len(dataset) == 5
     for i in range(5):
@@ -51,7 +51,7 @@ def test_missing_files_say_how_to_get_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["short", "header", "gzip", "labels"])
 def test_damaged_files_are_refused(damage: str, arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     images, labels = arrays
-    _write(tmp_path, "train", images, labels[:4] if damage == "labels" else labels, packed=damage == "gzip")
+    write_idx_files(tmp_path, "train", images, labels[:4] if damage == "labels" else labels, packed=damage == "gzip")
     if damage != "labels":
         path = next(tmp_path.glob("train-images*"))
         data = path.read_bytes()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dinoengine.checkpoint import Checkpointer
+from dinoengine.config import ConfigError
 from dinoengine.engine import hooks
 from tests.engine.toys import IdleTrainer, ToyModel
 
@@ -105,7 +106,12 @@ def test_the_best_value_survives_a_resume_and_does_not_move_the_pointer(tmp_path
     assert _best(tmp_path, [5, 6]) == [0, 1]
     assert _best(tmp_path, [5.5, 6, 7], start=2) == [4]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000099.pth"
-    assert json.loads((tmp_path / "model_best.json").read_text()) == {"metric": "knn/top1", "value": 7, "iteration": 4}
+    assert json.loads((tmp_path / "model_best.json").read_text()) == {
+        "metric": "knn/top1",
+        "mode": "max",
+        "value": 7,
+        "iteration": 4,
+    }
     assert torch.load(tmp_path / "model_best.pth")["iteration"] == 4
 
 
@@ -135,6 +141,89 @@ def test_a_restored_value_is_no_new_measurement(tmp_path: Path) -> None:
 def test_the_record_of_another_metric_does_not_compete(tmp_path: Path) -> None:
     (tmp_path / "model_best.json").write_text(json.dumps({"metric": "loss", "value": 99.0, "iteration": 3}))
     assert _best(tmp_path, [5.0]) == [0]
+
+
+def test_the_best_in_the_other_mode_does_not_compete(tmp_path: Path) -> None:
+    assert _best(tmp_path, [5.0, 4.0]) == [0]
+    assert _best(tmp_path, [7.0, 6.0], start=2, mode="min") == [2, 3]
+
+
+def test_a_metric_that_no_evaluator_reports_stops_the_run_with_those_there_are(tmp_path: Path) -> None:
+    trainer = IdleTrainer()
+    trainer.register_hooks(
+        [
+            hooks.EvalHook(2, lambda: {"knn": {"top1_k10": 1.0, "top1_k20": 2.0}}),
+            hooks.BestCheckpointer(Checkpointer(ToyModel(), str(tmp_path)), "knn/top1_k5"),
+        ]
+    )
+    message = r"TEST.BEST_METRIC: 'knn/top1_k5' is not measured. There are: knn/top1_k10, knn/top1_k20\."
+    with pytest.raises(ConfigError, match=message):
+        trainer.train(0, 10)
+    assert trainer.iter == 1  # at the first evaluation
+
+
+def _early(
+    folder: Path, values: dict[int, float], *, start: int = 0, patience: int = 2, stop: int = 20, mode: str = "max"
+) -> IdleTrainer:
+    """A run that is evaluated every two iterations; ``values`` by iteration."""
+    trainer = IdleTrainer()
+    checkpointer = Checkpointer(ToyModel(), str(folder), trainer=trainer)
+    best = hooks.BestCheckpointer(checkpointer, "m/x", mode)
+    trainer.register_hooks(
+        [
+            hooks.PeriodicCheckpointer(checkpointer, 3),
+            hooks.EvalHook(2, lambda: {"m": {"x": values.get(trainer.iter, 0.0)}}, eval_at_start=-1 in values),
+            best,
+            hooks.EarlyStopping(best, 2, patience),
+        ]
+    )
+    assert checkpointer.resume_or_load("") == start
+    trainer.train(start, stop)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "num_done"),
+    [
+        ({1: 1.0, 3: 2.0, 5: 1.5, 7: 1.9}, 2, 8),
+        ({1: 1.0, 3: 2.0, 5: 2.0, 7: 2.0}, 2, 8),  # no better is not better
+        ({1: 1.0, 3: 0.5, 5: 1.5, 7: 0.0, 9: 0.0}, 2, 10),  # one better evaluation starts the count anew
+        ({1: 5.0}, 1, 4),
+        ({1: 5.0}, 100, 20),
+        (dict.fromkeys(range(20), math.nan), 3, 6),
+    ],
+)
+def test_a_run_ends_when_nothing_got_better(
+    tmp_path: Path, values: dict[int, float], patience: int, num_done: int
+) -> None:
+    trainer = _early(tmp_path, values, patience=patience)
+    assert trainer.succeeded
+    assert trainer.iter == num_done
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert torch.load(tmp_path / "model_final.pth")["iteration"] == num_done - 1
+    # Each evaluation once: a run that was stopped is not evaluated again with the same weights.
+    assert [i for _, i in trainer.storage.history("m/x").values()] == [
+        *range(1, min(num_done, 19), 2),
+        *([20] if num_done == 20 else []),
+    ]
+
+
+def test_lower_is_better_where_it_is_said(tmp_path: Path) -> None:
+    assert _early(tmp_path, {1: 3.0, 3: 2.0, 5: 1.0, 7: 1.5, 9: 1.2}, mode="min").iter == 10
+
+
+def test_the_evaluation_before_the_first_iteration_does_not_count(tmp_path: Path) -> None:
+    """Its weights are no checkpoint of this run."""
+    assert _early(tmp_path, {-1: 0.0, 0: 9.0, 1: 5.0, 3: 5.0}).iter == 6
+
+
+def test_the_count_survives_a_kill_right_after_a_checkpoint(tmp_path: Path) -> None:
+    """model_0000005 was written before the evaluation of its iteration, which is not in its history."""
+    values = {1: 1.0, 3: 2.0, 5: 1.0, 7: 1.0, 9: 3.0}
+    _early(tmp_path, values, stop=6, patience=3)
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    resumed = _early(tmp_path, values, start=6, patience=2)
+    assert resumed.iter == 8
 
 
 def test_a_wrong_mode_is_refused(tmp_path: Path) -> None:

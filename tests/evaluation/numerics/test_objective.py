@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -78,6 +79,15 @@ def test_wrong_targets_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failures(objective.check_targets)[-1] == "centring over 4 batches, difference"
 
 
+def test_targets_that_are_nan_in_a_later_batch_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    class BrokenUpdate(Centering):
+        def update(self, logits: Tensor) -> None:
+            self.center.fill_(math.nan)
+
+    monkeypatch.setattr(objective, "Centering", BrokenUpdate)
+    assert failures(objective.check_targets) == ["centring over 4 batches, difference"]
+
+
 def test_wrong_losses_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(koleo, "EPS", 0.1)
     monkeypatch.setattr(objective, "mask_weights", lambda masks: torch.ones(int(masks.sum())))
@@ -87,4 +97,16 @@ def test_wrong_losses_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_teacher_that_follows_otherwise_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     original = StudentTeacher.update_teacher
     monkeypatch.setattr(StudentTeacher, "update_teacher", lambda self, momentum: original(self, momentum - 1e-4))
+    assert failures(objective.check_teacher) == ["EMA teacher over 10 steps, difference"]
+
+
+def test_a_teacher_with_nan_in_its_last_parameter_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = StudentTeacher.update_teacher
+
+    def update(self: StudentTeacher, momentum: float) -> None:
+        original(self, momentum)
+        with torch.no_grad():
+            list(self.teacher.parameters())[-1].fill_(math.nan)
+
+    monkeypatch.setattr(StudentTeacher, "update_teacher", update)
     assert failures(objective.check_teacher) == ["EMA teacher over 10 steps, difference"]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dinoengine.evaluation.numerics.quantity import Quantity, quantities_table
+from dinoengine.evaluation.numerics.quantity import Quantity, largest, quantities_table
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,18 @@ from dinoengine.evaluation.numerics.quantity import Quantity, quantities_table
 )
 def test_verdicts(got: float | None, tolerance: float, verdict: str) -> None:
     assert Quantity("q", "s", 10, got, tolerance).verdict == verdict
+
+
+@pytest.mark.parametrize("values", [[math.nan, 0.0], [0.0, math.nan], [0.0, math.nan, math.inf]])
+def test_the_largest_of_values_with_a_nan_is_nan(values: list[float]) -> None:
+    assert math.isnan(largest(values))
+
+
+def test_the_largest_of_numbers_is_the_largest() -> None:
+    assert largest(iter([0.5, 3.0, 2.0])) == 3.0
+    assert largest([1.0, math.inf]) == math.inf
+    with pytest.raises(ValueError, match="empty"):
+        largest([])
 
 
 def test_what_is_not_installed_does_not_fail() -> None:

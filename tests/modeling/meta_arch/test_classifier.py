@@ -141,9 +141,48 @@ def test_micro_batches_give_the_gradient_of_the_batch() -> None:
     torch.testing.assert_close(model.head.weight.grad, whole)
 
 
+def test_mixed_targets_are_smoothed_like_plain_ones() -> None:
+    """The loss by hand: the mean over classes of -log p, weighted by (1 - smoothing) * mixed label + smoothing / K."""
+    model = _model(freeze_backbone=False, label_smoothing=0.3, mixup_alpha=0.8)
+    assert model.mixing is not None
+    torch.manual_seed(3)
+    mixed = model.mixing(_batch())
+    torch.manual_seed(3)
+    terms = model(_batch())
+    assert terms.metrics == {}  # two right answers
+    with torch.no_grad():
+        logits = model.feature_model()(mixed.images).logits
+    expected = 0.0
+    for row, target in zip(logits.tolist(), mixed.labels.tolist(), strict=True):  # type: ignore[union-attr]
+        log_sum = math.log(sum(math.exp(x) for x in row))
+        expected += sum((0.7 * t + 0.1) * (log_sum - x) for x, t in zip(row, target, strict=True)) / len(logits)
+    assert terms.total().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_micro_batches_of_a_mixed_batch_give_its_gradient() -> None:
+    model = _model(freeze_backbone=False, mixup_alpha=0.8, cutmix_alpha=1.0)
+    torch.manual_seed(5)
+    model(_batch()).total().backward()
+    whole = model.head.weight.grad.clone()
+    model.zero_grad()
+    torch.manual_seed(5)
+    for part in model.split_batch(_batch(), 3):
+        (model(part).total() / 3).backward()
+    torch.testing.assert_close(model.head.weight.grad, whole)
+
+
+def test_an_evaluation_mixes_nothing() -> None:
+    model = _model(mixup_alpha=0.8).eval()
+    first, second = model(_batch()), model(_batch())
+    assert first.total() == second.total()
+    assert first.metrics.keys() == {"train_top1"}
+
+
 @pytest.mark.parametrize(
     "key, value",
     [
+        ("MIXUP_ALPHA", 0.8),
+        ("CUTMIX_ALPHA", 1.0),
         ("NUM_CLASSES", 5),
         ("NUM_LAST_BLOCKS", 4),
         ("MEAN_PATCH", True),

@@ -115,6 +115,20 @@ def test_only_the_student_gets_gradients_and_the_total_is_what_is_logged(tiny_cf
     assert 0 < losses.metrics["teacher_entropy"].item() < math.log(16)
 
 
+def test_metrics_of_collapse_by_hand(tiny_cfg: CfgNode) -> None:
+    model = _model(tiny_cfg)
+    batch = _batch()
+    targets = model.compute_targets([batch])[0]
+    assert targets.cls is not None
+    mean = targets.cls.flatten(0, 1).mean(0).double()
+    cls = model.student["backbone"](model.pixel_norm(batch.global_crops), batch.masks).cls_token.detach().double()
+    spread = (cls / cls.norm(dim=1, keepdim=True)).std(0, correction=0).mean() * math.sqrt(cls.shape[1])
+    batch.targets = targets
+    metrics = model(batch).metrics
+    assert metrics["prototype_perplexity"].item() == pytest.approx(math.exp(-(mean * mean.log()).sum()), rel=1e-4)
+    assert metrics["feature_std_relative"].item() == pytest.approx(spread.item(), rel=1e-3)
+
+
 @pytest.mark.parametrize("mask_share", [0.5, 0.0, 1.0])
 @pytest.mark.parametrize(
     ("opts", "terms"),

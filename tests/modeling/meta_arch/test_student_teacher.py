@@ -78,3 +78,27 @@ def test_the_feature_model_shares_the_teachers_weights(tiny_cfg) -> None:
         model.teacher["backbone"].norm.bias.add_(1.0)
     torch.testing.assert_close(features(images).cls_token, before + 1.0)
     assert model.feature_model("student").backbone is model.student["backbone"]
+
+
+def test_the_feature_model_of_the_teacher_knows_its_prototypes(tiny_cfg) -> None:
+    model = build_model(tiny_cfg)
+    features = model.feature_model()
+    assert not any("head" in name for name in features.state_dict())  # so it has the hash of the backbone alone
+    cls_tokens = torch.randn(3, 16)
+    logits = model.teacher["dino_head"](cls_tokens)
+    model.dino_targets.center.normal_()
+    model.teacher_temp = 0.5  # as a schedule sets it, after the feature model was made
+    expected = ((logits - model.dino_targets.center) / 0.5).softmax(-1)
+    torch.testing.assert_close(features.prototype_head.probabilities(cls_tokens), expected)
+    assert features.prototype_head.temp() == 0.5
+    assert model.feature_model("student").prototype_head is None
+
+
+def test_sinkhorn_targets_have_no_centre_and_without_the_dino_loss_there_is_no_head(tiny_cfg) -> None:
+    tiny_cfg.MODEL.LOSS.CENTERING = "sinkhorn_knopp"
+    model = build_model(tiny_cfg)
+    cls_tokens = torch.randn(3, 16)
+    expected = (model.teacher["dino_head"](cls_tokens) / model.teacher_temp).softmax(-1)
+    torch.testing.assert_close(model.feature_model().prototype_head.probabilities(cls_tokens), expected)
+    tiny_cfg.MODEL.LOSS.DINO_WEIGHT = 0.0
+    assert build_model(tiny_cfg).feature_model().prototype_head is None

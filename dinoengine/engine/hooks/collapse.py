@@ -1,0 +1,159 @@
+"""Notices when training has collapsed, says how, and does what was asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from dinoengine.checkpoint import Checkpointer, CheckpointError, periodic_checkpoints, read_checkpoint
+from dinoengine.engine.hooks.collapse_symptoms import (
+    ADVICE,
+    STEP_KINDS,
+    TEST_KINDS,
+    Scales,
+    evaluation_symptoms,
+    last_evaluation,
+    step_symptoms,
+)
+from dinoengine.engine.train_loop import HookBase
+from dinoengine.utils import comm
+from dinoengine.utils.events import EventStorage
+
+logger = logging.getLogger(__name__)
+
+ACTIONS = ("warn", "stop", "rollback")
+
+
+class CollapseError(RuntimeError):
+    """Training has collapsed, and the run was to end then."""
+
+
+class CollapseGuard(HookBase):
+    """Reads the metrics of a run: those of training every ``scales.window`` iterations, when they have just been read
+    back anyway, and the results of the evaluator "label_free" when there are new ones.
+
+    A symptom counts when it shows in ``patience`` readings in a row after the grace period. "warn" says so, once until it
+    has gone. "stop" saves a checkpoint and ends the run with CollapseError. "rollback" makes ``last_checkpoint`` the last
+    one before the symptom, gives later ones names that resuming and retention pass over, and ends the run as well: data
+    and random numbers are functions of seed and iteration, so the same settings would collapse again from there.
+
+    Metrics are the same on all processes, so all of them decide alike: register it on all, after the EvalHook.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        scales: Scales,
+        *,
+        action: str = "warn",
+        grace_iters: int = 0,
+        patience: int = 5,
+    ) -> None:
+        """
+        Args:
+            action: one of ACTIONS.
+            grace_iters: iterations at the start whose readings do not count.
+            patience: readings in a row.
+
+        Raises:
+            ValueError: for another action.
+        """
+        if action not in ACTIONS:
+            raise ValueError(f"action must be one of {', '.join(ACTIONS)}; got {action!r}.")
+        self.checkpointer = checkpointer
+        self.scales = scales
+        self.action = action
+        self.grace_iters = grace_iters
+        self.patience = patience
+        self._num_in_a_row = dict.fromkeys((*STEP_KINDS, *TEST_KINDS), 0)
+        self._last_healthy: dict[str, int] = {}
+        self._seen_evaluation = -1
+
+    def before_train(self) -> None:
+        # After a resume nothing is known about the checkpoint it came from but that it may be healthy.
+        self._last_healthy = dict.fromkeys(self._num_in_a_row, self.trainer.start_iter - 1)
+        self._seen_evaluation = last_evaluation(self.trainer.storage)
+
+    def after_step(self) -> None:
+        storage = self.trainer.storage
+        found: dict[str, str] = {}
+        if (self.trainer.iter + 1) % self.scales.window == 0:
+            found |= self._count(step_symptoms(storage, self.scales), STEP_KINDS)
+        if (iteration := last_evaluation(storage)) != self._seen_evaluation:
+            self._seen_evaluation = iteration
+            found |= self._count(evaluation_symptoms(storage), TEST_KINDS)
+        if found:
+            self._act(found)
+
+    def _count(self, symptoms: dict[str, str], kinds: tuple[str, ...]) -> dict[str, str]:
+        """Takes in one reading; returns the symptoms whose patience has run out with it."""
+        for kind in kinds:
+            if kind not in symptoms:
+                if self._num_in_a_row[kind] >= self.patience:
+                    logger.info("Iteration %d: no longer %s.", self.trainer.iter, kind)
+                self._num_in_a_row[kind] = 0
+                self._last_healthy[kind] = self.trainer.iter
+            elif self.trainer.iter + 1 > self.grace_iters:
+                self._num_in_a_row[kind] += 1
+        return {kind: what for kind, what in symptoms.items() if self._num_in_a_row[kind] == self.patience}
+
+    def _act(self, found: dict[str, str]) -> None:
+        lines = [
+            f"{kind} ({what}) in {self.patience} readings in a row. Try: {ADVICE[kind]}."
+            for kind, what in found.items()
+        ]
+        message = f"Training looks collapsed at iteration {self.trainer.iter}: " + "\n".join(lines)
+        if self.action == "warn":
+            logger.warning("%s\nTo end such a run set COLLAPSE_GUARD.ACTION stop or rollback.", message)
+            return
+        self.trainer.flush_metrics()
+        end = self._stop() if self.action == "stop" else comm.broadcast_object(self._roll_back(list(found)))
+        raise CollapseError(f"{message}\n{end}")
+
+    def _stop(self) -> str:
+        path = self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        return f"The run was stopped (COLLAPSE_GUARD.ACTION stop) and saved in {path}."
+
+    def _roll_back(self, kinds: list[str]) -> str:
+        """Rank 0 finds the checkpoint and moves the later ones out of the way; returns what is to be said."""
+        if not comm.is_main_process():
+            return ""
+        folder = self.checkpointer.save_dir
+        checkpoints = self._checkpoints(folder)
+        healthy = ((i, path) for i, path in reversed(checkpoints) if self._is_healthy(i, path, kinds))
+        last, last_path = next(healthy, (-1, ""))
+        if not last_path:
+            return (
+                "There is no checkpoint from before it (COLLAPSE_GUARD.ACTION rollback), so the files are left as they "
+                "are: change one of these keys and start anew in another OUTPUT_DIR."
+            )
+        self.checkpointer.tag_last_checkpoint(os.path.basename(last_path))
+        for path in (path for iteration, path in checkpoints if iteration > last):
+            os.replace(path, os.path.join(folder, os.path.basename(path).replace("model_", "collapsed_", 1)))
+        return (
+            f"last_checkpoint is now {os.path.basename(last_path)}, the last one before it; those after it are "
+            "called collapsed_*.pth. With the same settings the run would collapse again from there, so it was ended. Go "
+            "on with one of these keys changed:\n"
+            f"  python tools/train_net.py --config-file {folder}/config.yaml --resume KEY VALUE"
+        )
+
+    @staticmethod
+    def _checkpoints(folder: str) -> list[tuple[int, str]]:
+        """(iteration, path) of all that a run can be resumed from, oldest first."""
+        checkpoints = list(periodic_checkpoints(folder).items()) if os.path.isdir(folder) else []
+        final = os.path.join(folder, "model_final.pth")
+        if os.path.exists(final):
+            checkpoints.append((int(read_checkpoint(final)["iteration"]), final))
+        return sorted(checkpoints)
+
+    def _is_healthy(self, iteration: int, path: str, kinds: list[str]) -> bool:
+        """By what this run has seen, and by the metrics in the file itself, which may be older than this run."""
+        if iteration > min(self._last_healthy[kind] for kind in kinds):
+            return False
+        storage = EventStorage()
+        try:
+            storage.load_state_dict(read_checkpoint(path)["trainer"]["storage"])
+        except (CheckpointError, KeyError):
+            return False
+        symptoms = step_symptoms(storage, self.scales) | evaluation_symptoms(storage)
+        return not any(kind in symptoms for kind in kinds)

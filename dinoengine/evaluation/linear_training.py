@@ -1,0 +1,178 @@
+"""Training the heads of a linear probe on batches of features, with checkpoints that a killed probe goes on from."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dinoengine.data import PositionBatches, TrainingSampler
+from dinoengine.evaluation.features import FeatureCollector, Features
+from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
+from dinoengine.evaluation.records import FOLDER
+from dinoengine.solver.schedules import CosineSchedule
+from dinoengine.utils import comm
+from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.logger import log_every_n_seconds
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureBatch(NamedTuple):
+    """This process's part of a batch: [B, width] float32 features, [B] labels, [B] indices in the dataset (CPU)."""
+
+    features: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+FeatureStream = Generator[FeatureBatch, None, None]
+
+
+def feature_batches(model: nn.Module, grid: HeadGrid, data_loader: Any) -> FeatureStream:
+    """The features of a loader of labelled ImageBatch, computed as they are asked for."""
+    device = next(model.parameters()).device
+    for batch in data_loader:
+        on_device = batch.to(device, non_blocking=True)
+        yield FeatureBatch(grid.features(model, on_device.images), on_device.labels, batch.indices)
+
+
+def collect_features(batches: FeatureStream) -> Features:
+    """The features of a whole set of which each process has a part; the same on every process.
+
+    Raises:
+        ValueError: if some are not finite; names the images.
+    """
+    collector = FeatureCollector()
+    for batch in batches:
+        collector.add(*batch)
+    return collector.finish()
+
+
+def cached_stream(cache: Features, device: torch.device, batch_size: int, seed: int, start_iter: int) -> FeatureStream:
+    """An endless stream of rows of ``cache``, in the order in which a training with this seed visits its images.
+
+    Args:
+        batch_size: global; each process gets its part.
+    """
+    assert cache.labels is not None, "a labelled set"
+    sampler = TrainingSampler(len(cache), seed)
+    for positions in PositionBatches(
+        batch_size, rank=comm.get_rank(), world_size=comm.get_world_size(), start_iter=start_iter
+    ):
+        indices = torch.tensor([sampler.index_at(position) for position in positions])
+        yield FeatureBatch(cache.features[indices].to(device), cache.labels[indices].to(device), indices)
+
+
+class ProbeCheckpoint:
+    """A probe on its way, in ``eval/linear_probe-<hash>.pth`` of a folder.
+
+    The hash is of all that the heads depend on, so a file of other weights or settings is never taken up.
+    """
+
+    def __init__(self, output_dir: str, identity: Mapping[str, Any]) -> None:
+        """
+        Args:
+            identity: hash of the backbone's weights, training set, preprocessing and settings; JSON-serialisable.
+        """
+        self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.path = os.path.join(output_dir, FOLDER, f"linear_probe-{self.digest[:16]}.pth")
+
+    def save(self, heads: LinearHeads, iteration: int) -> None:
+        """Write on the main process; ``iteration`` steps are done."""
+        if comm.is_main_process():
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            with atomic_write(self.path) as file:
+                torch.save({"iteration": iteration, "heads": heads.state_dict()}, file)
+
+    def load(self, heads: LinearHeads) -> int:
+        """Put the saved state into ``heads``, on every process; the number of steps done, 0 if nothing was saved."""
+        state = None
+        if comm.is_main_process() and os.path.exists(self.path):
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = comm.broadcast_object(state)
+        if state is None:
+            return 0
+        heads.load_state_dict(state["heads"])
+        return int(state["iteration"])
+
+    def remove(self) -> None:
+        """Delete the file, if there is one."""
+        if comm.is_main_process():
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.path)
+
+
+def train_heads(
+    heads: LinearHeads,
+    make_stream: Callable[[int], FeatureStream],
+    *,
+    num_iters: int,
+    batch_size: int,
+    describe: Callable[[int], str],
+    checkpoint: ProbeCheckpoint,
+    checkpoint_period: int = 0,
+    validate: Callable[[int], None],
+    val_period: int = 0,
+) -> None:
+    """``num_iters`` steps with a cosine to 0, from where ``checkpoint`` stands.
+
+    Args:
+        make_stream: iteration -> an endless stream of this process's part of the batches from there on.
+        batch_size: global.
+        describe: index in the training set -> what to call the image in an error.
+        checkpoint_period: iterations; the end is saved, too. 0: never.
+        validate: called with the number of steps done every ``val_period`` iterations, but not at the end. 0: never.
+
+    Raises:
+        ValueError: if features are not finite; the same on every process.
+    """
+    start_iter = checkpoint.load(heads)
+    if start_iter:
+        logger.info("Linear probe: going on at iteration %d of %d from %s.", start_iter, num_iters, checkpoint.path)
+    if start_iter == num_iters:
+        return
+    factor = CosineSchedule(1.0, 0.0, num_iters)
+    began = time.perf_counter()
+    with contextlib.closing(make_stream(start_iter)) as stream:
+        for iteration in range(start_iter, num_iters):
+            batch = next(stream)
+            _require_finite(batch, describe)
+            losses = heads.step(batch.features, batch.labels, batch_size=batch_size, lr_factor=factor(iteration))
+            done = iteration + 1
+            seconds_left = (time.perf_counter() - began) / (done - start_iter) * (num_iters - done)
+            if seconds_left > 5:
+                lowest = losses.nan_to_num(nan=float("inf")).min().item()
+                log_every_n_seconds(
+                    logging.INFO,
+                    f"Linear probe: iteration {done} of {num_iters}, lowest loss of a head {lowest:.4f}, about "
+                    f"{datetime.timedelta(seconds=int(seconds_left))} left",
+                    10,
+                    name=__name__,
+                    key="progress",
+                )
+            if checkpoint_period and (done % checkpoint_period == 0 or done == num_iters):
+                checkpoint.save(heads, done)
+            if val_period and done % val_period == 0 and done < num_iters:
+                validate(done)
+
+
+def _require_finite(batch: FeatureBatch, describe: Callable[[int], str]) -> None:
+    is_bad = ~torch.isfinite(batch.features).all(dim=1)
+    if not comm.all_reduce_sum(is_bad.sum()).item():
+        return
+    mine = [describe(int(index)) for index in batch.indices[is_bad.cpu()]]
+    names = [name for part in comm.all_gather(mine) for name in part]
+    raise ValueError(
+        f"The features of {len(names)} images of a training batch of the linear probe are not finite, e.g. of "
+        f"{', '.join(names[:5])}. The weights are broken, or the run diverged."
+    )

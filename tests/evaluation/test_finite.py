@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dinoengine.evaluation.finite import FiniteCheck
+
+
+def test_images_that_are_not_finite_are_named_in_order() -> None:
+    check = FiniteCheck()
+    values = torch.zeros(4, 2, 3)
+    values[1, 0, 2], values[3, 1, 1] = torch.nan, torch.inf
+    check.see(values, torch.tensor([9, 8, 7, 6]))
+    check.see(torch.ones(2, 5), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"features of 2 of 6 images are not finite, e\.g\. images number \[6, 8\]"):
+        check.finish()
+
+
+def test_finite_values_pass() -> None:
+    check = FiniteCheck()
+    check.see(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    check.see(torch.full((1, 2), 3e38), torch.tensor([0]))
+    check.finish()
