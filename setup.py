@@ -40,6 +40,8 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib"],
+        # tools/extract_features.py --parquet
+        "parquet": ["pyarrow"],
         # Other libraries' models, to compare with
         "interop": ["timm", "transformers"],
         # tools/export_model.py --to onnx

@@ -158,7 +158,10 @@ LEAVES_TRAINING_ALONE: dict[str, Change] = {
     "TEST.KNN.TRAIN": Change("synthetic:num_images=12:num_classes=3:size=12:seed=5", EVALUATE),
     "TEST.KNN.K": Change("(2,)", EVALUATE),
     "TEST.KNN.TEMPERATURE": Change(1.0, EVALUATE),
-    "TEST.KNN.CHUNK_SIZE": Change(2, EVALUATE),
+    "TEST.KNN.NUM_PER_CLASS": Change("(2,)", EVALUATE),
+    "TEST.KNN.NUM_TRIES": Change(2, {**EVALUATE, "TEST.KNN.NUM_PER_CLASS": "(2,)"}),
+    "TEST.KNN.MEMORY_MIB": Change(1, EVALUATE),
+    "TEST.KNN.SIMILARITY_DTYPE": Change("bfloat16", EVALUATE),
     "TEST.PRECISE_BN.ENABLED": Change(True, EVALUATE),
     "TEST.PRECISE_BN.NUM_ITER": Change(1, {**EVALUATE, "TEST.PRECISE_BN.ENABLED": True}),
     "COLLAPSE_GUARD.ACTION": Change("off"),
@@ -238,7 +241,7 @@ TESTED_ELSEWHERE = {
     },
     **{
         f"TEST.DENSE_KNN.{key}": "evaluation/test_dense_knn; needs masks"
-        for key in ("TRAIN", "K", "TEMPERATURE", "NUM_PATCHES", "BALANCED", "SEED", "CHUNK_SIZE")
+        for key in ("TRAIN", "K", "TEMPERATURE", "NUM_PATCHES", "BALANCED", "SEED", "MEMORY_MIB")
     },
     "LOG.TENSORBOARD": "writers",
     "LOG.PROFILE_START_ITER": "hooks",

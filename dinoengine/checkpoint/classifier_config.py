@@ -102,7 +102,7 @@ def classifier_config(
         ConfigError: if the result cannot be run.
     """
     values: dict[str, Any] = {"MODEL.META_ARCHITECTURE": "ImageClassifier", "MODEL.WEIGHTS": weights_path}
-    values |= _input_values(spec, source_cfg)
+    values |= input_values(spec, source_cfg)
     values |= spec.config_options()
     values |= {f"MODEL.CLASSIFIER.{name.upper()}": value for name, value in head._asdict().items()}
     values |= RECIPES[mode]
@@ -138,8 +138,12 @@ def config_file_text(
     return _HEADERS[mode] + "\n".join(lines) + "\n" + body
 
 
-def _input_values(spec: BackboneSpec, source_cfg: CfgNode | None) -> dict[str, Any]:
-    """Pixels and crops; the training crop has the size of the evaluation crop."""
+def input_values(spec: BackboneSpec, source_cfg: CfgNode | None) -> dict[str, Any]:
+    """Pixels and crops; the training crop has the size of the evaluation crop.
+
+    Those of ``source_cfg`` if it has as many channels; else ImageNet's statistics (0.5 for other than three channels), and
+    the published crop of 224 pixels or the largest that the position table holds.
+    """
     if source_cfg is not None and len(source_cfg.MODEL.PIXEL_MEAN) == spec.in_chans:
         mean, std = source_cfg.MODEL.PIXEL_MEAN, source_cfg.MODEL.PIXEL_STD
         image_format, flips = source_cfg.INPUT.FORMAT, source_cfg.INPUT.HFLIP_PROB

@@ -47,8 +47,18 @@ _C.TEST.KNN.TRAIN = ()
 _C.TEST.KNN.K = (10, 20, 100, 200)
 # Softmax temperature of the neighbours' votes.
 _C.TEST.KNN.TEMPERATURE = 0.07
-# Query rows compared with the bank at a time; bounds memory, does not change results.
-_C.TEST.KNN.CHUNK_SIZE = 1024
+# Few-shot: numbers of training images per class, e.g. (1, 5, 10), evaluated beside the whole training set with the k up to
+# that number and the number itself; results are called top1_k5_n10. Empty: off.
+_C.TEST.KNN.NUM_PER_CLASS = ()
+# Random choices of these images (the number of the try is the seed); reported are the mean and, for several, the standard
+# deviation (top1_k5_n10_std).
+_C.TEST.KNN.NUM_TRIES = 1
+# MiB of similarities held at a time, over training and test images both; the search needs about as much again, plus a copy
+# of the features. Does not change results.
+_C.TEST.KNN.MEMORY_MIB = 256
+# Type in which similarities are computed: "float32", "float16" or "bfloat16". Half the memory and faster on a GPU; on a CPU
+# mostly slower. Rounding makes ties, which the order of the training set decides: changes results slightly.
+_C.TEST.KNN.SIMILARITY_DTYPE = "float32"
 
 _C.TEST.LABEL_FREE = CN()
 # First and last rank of the covariance's eigenvalues that the exponent alpha is fitted to; the largest has rank 1. Those
@@ -143,8 +153,8 @@ _C.TEST.DENSE_KNN.NUM_PATCHES = 100000
 _C.TEST.DENSE_KNN.BALANCED = False
 # Of the sample, 0 or more.
 _C.TEST.DENSE_KNN.SEED = 0
-# Patches compared with the bank at a time; memory is CHUNK_SIZE x NUM_PATCHES floats. Does not change results.
-_C.TEST.DENSE_KNN.CHUNK_SIZE = 1024
+# MiB of similarities held at a time, as TEST.KNN.MEMORY_MIB. Does not change results.
+_C.TEST.DENSE_KNN.MEMORY_MIB = 256
 
 # Recompute BatchNorm statistics before each evaluation (only for models that have BatchNorm).
 _C.TEST.PRECISE_BN = CN()

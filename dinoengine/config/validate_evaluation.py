@@ -17,7 +17,8 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "TEST.EARLY_STOPPING_PATIENCE": (0, float("inf"), True),
     "TEST.IMS_PER_BATCH": (1, float("inf"), True),
     "TEST.KNN.TEMPERATURE": (0, float("inf"), False),
-    "TEST.KNN.CHUNK_SIZE": (1, float("inf"), True),
+    "TEST.KNN.NUM_TRIES": (1, float("inf"), True),
+    "TEST.KNN.MEMORY_MIB": (1, float("inf"), True),
     "TEST.LINEAR.EPOCHS": (0, float("inf"), True),
     "TEST.LINEAR.ITERS": (0, float("inf"), True),
     "TEST.LINEAR.IMS_PER_BATCH": (1, float("inf"), True),
@@ -38,12 +39,13 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "TEST.DENSE_KNN.TEMPERATURE": (0, float("inf"), False),
     "TEST.DENSE_KNN.NUM_PATCHES": (1, float("inf"), True),
     "TEST.DENSE_KNN.SEED": (0, float("inf"), True),
-    "TEST.DENSE_KNN.CHUNK_SIZE": (1, float("inf"), True),
+    "TEST.DENSE_KNN.MEMORY_MIB": (1, float("inf"), True),
     "TEST.PRECISE_BN.NUM_ITER": (1, float("inf"), True),
 }
 # allowed values;
 CHOICES: dict[str, tuple[str, ...]] = {
     "TEST.SEGMENTATION.NUM_LAST_BLOCKS": ("1", "4"),
+    "TEST.KNN.SIMILARITY_DTYPE": ("float32", "float16", "bfloat16"),
     "TEST.LOGREG.DTYPE": ("float64", "float32"),
     "TEST.BEST_METRIC_MODE": ("max", "min"),
 }
@@ -94,6 +96,8 @@ def problems(cfg: CfgNode) -> Iterator[str]:
         yield f"TEST.LABEL_FREE.ALPHA_RANKS must be (first, last), whole numbers from 1, at least three ranks; got {ranks}."
     if not cfg.TEST.KNN.K or not all(isinstance(k, int) and k > 0 for k in cfg.TEST.KNN.K):
         yield f"TEST.KNN.K must list positive whole numbers, got {cfg.TEST.KNN.K}."
+    if not all(isinstance(n, int) and n > 0 for n in cfg.TEST.KNN.NUM_PER_CLASS):
+        yield f"TEST.KNN.NUM_PER_CLASS must list positive whole numbers (or nothing), got {cfg.TEST.KNN.NUM_PER_CLASS}."
     yield from _training_set_problems(cfg)
     yield from _linear_problems(cfg)
     yield from _segmentation_problems(cfg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -129,17 +129,24 @@ def build_train_loader(
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_strings: str | Iterable[str]) -> DataLoader[Any]:
-    """A loader of ImageBatch over this rank's part of a dataset: each image once, in order, none padded."""
+def build_test_loader(
+    cfg: CfgNode, dataset_strings: str | Iterable[str], *, images: Sequence[int] | None = None
+) -> DataLoader[Any]:
+    """A loader of ImageBatch over this rank's part of a dataset: each image once, in order, none padded.
+
+    Args:
+        images: of the dataset, to be divided among the ranks; None: all.
+    """
     strings = (dataset_strings,) if isinstance(dataset_strings, str) else tuple(dataset_strings)
     dataset = build_datasets(strings)
     crop = cfg.INPUT.TEST.CROP_SIZE_PX
     transform = CenterCropTransform(cfg.INPUT.FORMAT, cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
     world_size = comm.get_world_size()
+    part = InferenceSampler(len(dataset if images is None else images), rank=comm.get_rank(), world_size=world_size)
     return DataLoader(
         EvaluationImages(dataset, transform),
         batch_size=max(1, cfg.TEST.IMS_PER_BATCH // world_size),
-        sampler=InferenceSampler(len(dataset), rank=comm.get_rank(), world_size=world_size),
+        sampler=part if images is None else [images[i] for i in part],
         collate_fn=collate_images,
         **_worker_options(cfg),
     )

@@ -9,6 +9,8 @@ from dinoengine.evaluation.evaluator import (
     inference_context,
     inference_on_dataset,
 )
+from dinoengine.evaluation.extraction import Extraction, extract_to_store
+from dinoengine.evaluation.feature_store import FeatureStore
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features, extract_pixels
 from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
 from dinoengine.evaluation.label_free import LabelFreeEvaluator, power_law_exponent, rankme
@@ -18,6 +20,7 @@ from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
 from dinoengine.evaluation.logreg import LogregEvaluator, LogregSettings, mean_per_class
 from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
 from dinoengine.evaluation.moments import Moments
+from dinoengine.evaluation.neighbours import Neighbours, NeighbourSearch
 from dinoengine.evaluation.patch_bank import PatchBank, patch_classes
 from dinoengine.evaluation.records import differences, make_record, save_record, weights_sha256
 from dinoengine.evaluation.segmentation import SegmentationEvaluator
@@ -31,7 +34,9 @@ __all__ = [
     "DatasetEvaluator",
     "DatasetEvaluators",
     "DenseKNNEvaluator",
+    "Extraction",
     "FeatureCollector",
+    "FeatureStore",
     "Features",
     "HeadGrid",
     "KNNEvaluator",
@@ -43,6 +48,8 @@ __all__ = [
     "LogregSettings",
     "MaskSets",
     "Moments",
+    "NeighbourSearch",
+    "Neighbours",
     "PatchBank",
     "SegmentationEvaluator",
     "SegmentationHead",
@@ -50,6 +57,7 @@ __all__ = [
     "differences",
     "extract_features",
     "extract_pixels",
+    "extract_to_store",
     "flatten_results_dict",
     "inference_context",
     "inference_on_dataset",

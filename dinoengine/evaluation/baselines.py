@@ -7,7 +7,7 @@ from typing import Any
 
 from dinoengine.config import CfgNode
 from dinoengine.evaluation.features import Features, extract_pixels
-from dinoengine.evaluation.knn import knn_accuracy
+from dinoengine.evaluation.knn import knn_accuracy, knn_options
 
 
 def pixel_knn_accuracy(
@@ -25,7 +25,5 @@ def pixel_knn_accuracy(
     return knn_accuracy(
         Features(bank.features - mean, bank.labels),
         Features(queries.features - mean, queries.labels),
-        cfg.TEST.KNN.K,
-        temperature=cfg.TEST.KNN.TEMPERATURE,
-        chunk_size=cfg.TEST.KNN.CHUNK_SIZE,
+        **knn_options(cfg),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dinoengine.config import CfgNode
-from dinoengine.data import require_labels
+from dinoengine.data import ImageDataset, require_labels
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector
@@ -43,19 +43,23 @@ def ranks_of(logits: Tensor, labels: Tensor) -> Tensor:
 class ClassificationEvaluator(DatasetEvaluator):
     """``{"classification": {"top1": percent, "top5": percent}}``; top-5 with more than five classes."""
 
-    def __init__(self, num_classes: int, classes: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, num_classes: int, classes: Sequence[int] | None = None, test_set: ImageDataset | None = None
+    ) -> None:
         """
         Args:
             num_classes: of the head.
             classes: the number that each label of the test set has for the head, -1 for a class it does not know; None
                 if they agree.
+            test_set: names its images in messages.
         """
         self.num_classes = num_classes
         self.classes = classes
-        self._ranks = FeatureCollector()
+        self.test_set = test_set
+        self._ranks = FeatureCollector(test_set)
 
     def reset(self) -> None:
-        self._ranks = FeatureCollector()
+        self._ranks = FeatureCollector(self.test_set)
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         """
@@ -99,7 +103,8 @@ def build_classification_evaluator(cfg: CfgNode, dataset: str, make_loader: Load
         raise ValueError(
             "TEST.EVALUATORS classification is for a classifier, and MODEL.CLASSIFIER.NUM_CLASSES is 0; use knn."
         )
-    test_names = make_loader(cfg, dataset).dataset.dataset.class_names
+    test_set = make_loader(cfg, dataset).dataset.dataset
+    test_names = test_set.class_names
     if test_names is None:
         raise ValueError(f"The evaluator 'classification' needs labels, and the test set {dataset!r} has none.")
     if not cfg.DATASETS.TRAIN:
@@ -108,8 +113,9 @@ def build_classification_evaluator(cfg: CfgNode, dataset: str, make_loader: Load
                 f"MODEL.CLASSIFIER.NUM_CLASSES is {num_classes}, and the test set {dataset!r} has {len(test_names)} "
                 "classes. Name the training set in DATASETS.TRAIN, so that classes can be matched by name."
             )
-        return ClassificationEvaluator(num_classes)
+        return ClassificationEvaluator(num_classes, test_set=test_set)
     train_set = make_loader(cfg, cfg.DATASETS.TRAIN).dataset.dataset
     require_labels(train_set, num_classes, f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)}")
     class_of = {label: number for number, label in enumerate(labels_by_name(train_set.class_names, test_names))}
-    return ClassificationEvaluator(num_classes, [class_of.get(label, -1) for label in range(len(test_names))])
+    classes = [class_of.get(label, -1) for label in range(len(test_names))]
+    return ClassificationEvaluator(num_classes, classes, test_set)

@@ -17,9 +17,9 @@ from dinoengine.config import CfgNode
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.confusion import ConfusionMatrix, log_iou_per_class, segmentation_scores
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
-from dinoengine.evaluation.features import Features
-from dinoengine.evaluation.knn import knn_scores
+from dinoengine.evaluation.knn import DEFAULT_MEMORY_MIB, knn_scores
 from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
+from dinoengine.evaluation.neighbours import NeighbourSearch
 from dinoengine.evaluation.patch_bank import PatchBank, patch_classes
 from dinoengine.structures import BackboneOutput, ImageBatch
 
@@ -38,14 +38,14 @@ class DenseKNNEvaluator(DatasetEvaluator):
         num_patches: int = 100_000,
         balanced: bool = False,
         seed: int = 0,
-        chunk_size: int = 1024,
+        memory_mib: int = DEFAULT_MEMORY_MIB,
     ) -> None:
         """
         Args:
             k: number of neighbours; above the size of the bank the whole bank votes.
             temperature: see ``knn_scores``.
             num_patches, balanced, seed: of the bank, see ``PatchBank``.
-            chunk_size: patches compared with the bank at a time; memory is chunk_size * num_patches floats.
+            memory_mib: bounds the similarities held at a time, see ``NeighbourSearch``.
         """
         self.sets = sets
         self.k = k
@@ -53,8 +53,9 @@ class DenseKNNEvaluator(DatasetEvaluator):
         self.num_patches = num_patches
         self.balanced = balanced
         self.seed = seed
-        self.chunk_size = chunk_size
-        self._bank: Features | None = None
+        self.memory_mib = memory_mib
+        self._bank_classes: Tensor | None = None
+        self._search: NeighbourSearch | None = None
         self._confusion = ConfusionMatrix(sets.num_classes)
 
     def prepare(self, model: nn.Module) -> None:
@@ -68,7 +69,8 @@ class DenseKNNEvaluator(DatasetEvaluator):
             bank.add(F.normalize(output.patch_tokens.float(), dim=2), classes, batch.indices)
         found = bank.finish()
         assert found.labels is not None
-        self._bank = Features(found.features.to(device), found.labels.to(device))
+        self._bank_classes = found.labels.to(device)
+        self._search = NeighbourSearch(found.features.to(device), min(self.k, len(found)), memory_mib=self.memory_mib)
         logger.info("Dense k-NN: a bank of %d patches of %d classes.", len(found), len(found.labels.unique()))
 
     def reset(self) -> None:
@@ -76,26 +78,28 @@ class DenseKNNEvaluator(DatasetEvaluator):
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         assert batch.masks is not None
-        scores = self._scores(F.normalize(output.patch_tokens.float(), dim=2).flatten(0, 1))  # [B * N, K]
+        scores = self._scores(output.patch_tokens.flatten(0, 1))  # [B * N, K]
         scores = scores.view(len(batch), *output.grid, -1).permute(0, 3, 1, 2)
         self._confusion.add(scores, batch.masks, batch.indices)
 
     def _scores(self, queries: Tensor) -> Tensor:
-        assert self._bank is not None, "prepare() comes before process()"
-        assert self._bank.labels is not None
-        k = min(self.k, len(self._bank))
-        return torch.cat(
-            [
-                knn_scores(self._bank.features, self._bank.labels, self.sets.num_classes, rows, [k], self.temperature)[
-                    k
-                ]
-                for rows in queries.split(self.chunk_size)
-            ]
-        )
+        assert self._search is not None, "prepare() comes before process()"
+        assert self._bank_classes is not None
+        scores = [
+            knn_scores(
+                found.similarity,
+                self._bank_classes[found.indices],
+                self.sets.num_classes,
+                self._search.k,
+                self.temperature,
+            )
+            for found in self._search.search(queries)
+        ]
+        return torch.cat(scores)
 
     def evaluate(self) -> Results:
         counts = self._confusion.finish()
-        self._bank = None  # features of the weights as they were; the next call has others
+        self._bank_classes = self._search = None  # features of the weights as they were; the next call has others
         log_iou_per_class(counts, self.sets.class_names, "Dense k-NN segmentation")
         return {"dense_knn": segmentation_scores(counts)}
 
@@ -120,5 +124,5 @@ def build_dense_knn_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFac
         num_patches=knn.NUM_PATCHES,
         balanced=knn.BALANCED,
         seed=knn.SEED,
-        chunk_size=knn.CHUNK_SIZE,
+        memory_mib=knn.MEMORY_MIB,
     )

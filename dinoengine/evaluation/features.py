@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinoengine.data import ImageDataset
+from dinoengine.evaluation.finite import not_finite
 from dinoengine.utils import comm
 
 
@@ -35,7 +37,12 @@ class Features:
 class FeatureCollector:
     """Gathers rows batch by batch on each process; ``finish`` merges them on all."""
 
-    def __init__(self) -> None:
+    def __init__(self, dataset: ImageDataset | None = None) -> None:
+        """
+        Args:
+            dataset: that the rows are of, to name its images in messages.
+        """
+        self.dataset = dataset
         self._features: list[Tensor] = []
         self._labels: list[Tensor | None] = []
         self._indices: list[Tensor] = []
@@ -64,12 +71,15 @@ class FeatureCollector:
         features = features[order]
         bad = (~torch.isfinite(features)).any(dim=1).nonzero().flatten()
         if len(bad):
-            raise ValueError(
-                f"The features of {len(bad)} of {len(features)} images are not finite, e.g. images number "
-                f"{bad[:5].tolist()}. The weights are broken, or the run diverged."
-            )
+            raise ValueError(not_finite(bad.tolist(), len(features), self.dataset))
         has_labels = all(label is not None for label in labels)
         return Features(features, torch.cat([x for x in labels if x is not None])[order] if has_labels else None)
+
+
+def dataset_of(data_loader: Any) -> ImageDataset | None:
+    """The dataset behind a loader of ``build_test_loader``; None for other iterables of ImageBatch."""
+    dataset = getattr(getattr(data_loader, "dataset", None), "dataset", None)
+    return dataset if isinstance(dataset, ImageDataset) else None
 
 
 def extract_features(model: nn.Module, data_loader: Any) -> Features:
@@ -83,7 +93,7 @@ def extract_features(model: nn.Module, data_loader: Any) -> Features:
         The same Features on every process.
     """
     device = next(model.parameters()).device
-    collector = FeatureCollector()
+    collector = FeatureCollector(dataset_of(data_loader))
     with torch.inference_mode():
         for batch in data_loader:
             collector.add(model(batch.images.to(device)).cls_token, batch.labels, batch.indices)
@@ -92,7 +102,7 @@ def extract_features(model: nn.Module, data_loader: Any) -> Features:
 
 def extract_pixels(data_loader: Any) -> Features:
     """The evaluation crops themselves as features, [N, C*H*W], in units of 0..255: a baseline without any model."""
-    collector = FeatureCollector()
+    collector = FeatureCollector(dataset_of(data_loader))
     for batch in data_loader:
         collector.add(batch.images.flatten(1), batch.labels, batch.indices)
     return collector.finish()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from dinoengine.data import ImageDataset
 from dinoengine.utils import comm
 
 
@@ -28,7 +31,14 @@ class FiniteCheck:
         """
         parts = comm.all_gather((self._bad, self._num_seen))
         if bad := sorted(index for part, _ in parts for index in part):
-            raise ValueError(
-                f"The features of {len(bad)} of {sum(seen for _, seen in parts)} images are not finite, e.g. images number "
-                f"{bad[:5]}. The weights are broken, or the run diverged."
-            )
+            raise ValueError(not_finite(bad, sum(seen for _, seen in parts), None))
+
+
+def not_finite(images: Sequence[int], num_images: int, dataset: ImageDataset | None) -> str:
+    """The message for features with NaN or infinity; names some of the images."""
+    some = images[:5]
+    which = f"images number {list(some)}" if dataset is None else ", ".join(dataset.describe(i) for i in some)
+    return (
+        f"The features of {len(images)} of {num_images} images are not finite, e.g. {which}. The weights are broken, or "
+        "the run diverged."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,61 +11,136 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dinoengine.config import CfgNode
+from dinoengine.data import ImageDataset
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
+from dinoengine.evaluation.classification import TOP, ranks_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
-from dinoengine.evaluation.features import FeatureCollector, Features, extract_features
+from dinoengine.evaluation.features import FeatureCollector, Features, dataset_of, extract_features
 from dinoengine.evaluation.label_sets import match_label_sets, no_labels
+from dinoengine.evaluation.neighbours import NeighbourSearch
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
 from dinoengine.utils.logger import log_first_n
 
-logger = logging.getLogger(__name__)
+DEFAULT_MEMORY_MIB = 256
 
 
-def knn_scores(
-    bank: Tensor, bank_classes: Tensor, num_classes: int, queries: Tensor, ks: Sequence[int], temperature: float
-) -> dict[int, Tensor]:
-    """Votes of the k nearest rows for each class.
+def knn_scores(similarity: Tensor, classes: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
+    """Votes of the k nearest neighbours for each class.
 
-    similarity = q . b for L2-normalised rows; weights = softmax(similarity / temperature) over the max(ks) nearest;
-    the score of a class for k is the sum of the weights of those among the k nearest that belong to it.
+    weights = softmax(similarity / temperature) over all neighbours given (the largest k of the evaluation); the score of a
+    class is the sum of the weights of those among the first k that belong to it.
 
     Args:
-        bank: [N, D] float32, L2-normalised, N >= max(ks).
-        bank_classes: [N] int64 in 0..num_classes-1.
-        queries: [Q, D] float32, L2-normalised.
+        similarity: [q, K] float32, largest first, K >= k.
+        classes: [q, K] int64 in 0..num_classes-1.
 
     Returns:
-        k -> [Q, num_classes] float32.
+        [q, num_classes] float32.
     """
-    similarity, neighbours = (queries @ bank.T).topk(max(ks), dim=1)  # sorted, largest first
-    weights = F.softmax(similarity / temperature, dim=1)  # [Q, max k]
-    classes = bank_classes[neighbours]  # [Q, max k]
-    scores = {}
-    for k in ks:
-        votes = torch.zeros(len(queries), num_classes, device=queries.device)
-        scores[k] = votes.scatter_add_(1, classes[:, :k], weights[:, :k])
-    return scores
+    weights = F.softmax(similarity / temperature, dim=1)
+    votes = torch.zeros(len(similarity), num_classes, device=similarity.device)
+    return votes.scatter_add_(1, classes[:, :k], weights[:, :k])
 
 
 def knn_accuracy(
-    bank: Features, queries: Features, ks: Sequence[int], *, temperature: float = 0.07, chunk_size: int = 1024
+    bank: Features,
+    queries: Features,
+    ks: Sequence[int],
+    *,
+    temperature: float = 0.07,
+    num_per_class: Sequence[int] = (),
+    num_tries: int = 1,
+    memory_mib: int = DEFAULT_MEMORY_MIB,
+    similarity_dtype: str = "float32",
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent: ``{"top1_k10": ..., "top5_k10": ...}`` (top-5 with more than five classes).
 
-    A class without any vote is never a hit, so top-5 counts no luck. Every process must call it with the same features;
-    they share the queries.
+    Neighbours that are equally near come in the order of the bank, classes with equal votes in that of their labels. A
+    class without any vote is never a hit, so top-5 counts no luck. Every process must call it with the same features; they
+    share the queries, and the result is that of one process.
+
+    Few-shot: for each n of ``num_per_class`` the bank is cut to n random images of each class, once for each try (its
+    number is the seed). ``top1_k5_n10`` is the mean over the tries, ``top1_k5_n10_std`` their standard deviation. Used are
+    the k up to n, and n.
 
     Args:
         bank, queries: with labels; any integers.
         ks: numbers of neighbours; one above the size of the bank takes the whole bank, and that is said.
-        chunk_size: queries compared at a time; memory is chunk_size * len(bank) floats.
+        memory_mib: bounds the similarities held at a time, over both bank and queries; does not change results on the CPU.
+        similarity_dtype: "float32", "float16" or "bfloat16"; similarities of a half type have many ties.
+        device: where the search runs; a copy of the bank must fit.
 
     Raises:
         ValueError: if labels are missing.
     """
     if bank.labels is None or queries.labels is None:
         raise ValueError(no_labels("knn", "its training set" if bank.labels is None else "the test set"))
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "memory_mib": memory_mib,
+        "dtype": getattr(torch, similarity_dtype),
+        "device": device,
+    }
+    results = _accuracy(bank.features, bank.labels, queries, ks, **options)
+    for n in num_per_class:
+        few_ks = [*(k for k in ks if k < n), n]
+        tries = [
+            _accuracy(bank.features[rows], bank.labels[rows], queries, few_ks, **options)
+            for rows in few_shot_rows(bank.labels, n, num_tries)
+        ]
+        for name in tries[0]:
+            values = torch.tensor([result[name] for result in tries], dtype=torch.float64)
+            results[f"{name}_n{n}"] = values.mean().item()
+            if num_tries > 1:
+                results[f"{name}_n{n}_std"] = values.std(correction=0).item()
+    return results
+
+
+def knn_options(cfg: CfgNode) -> dict[str, Any]:
+    """TEST.KNN as arguments of ``knn_accuracy``."""
+    knn = cfg.TEST.KNN
+    return {
+        "ks": knn.K,
+        "temperature": knn.TEMPERATURE,
+        "num_per_class": knn.NUM_PER_CLASS,
+        "num_tries": knn.NUM_TRIES,
+        "memory_mib": knn.MEMORY_MIB,
+        "similarity_dtype": knn.SIMILARITY_DTYPE,
+    }
+
+
+def few_shot_rows(labels: Tensor, num_per_class: int, num_tries: int) -> Iterator[Tensor]:
+    """For each try the rows of ``num_per_class`` random images of each class, or all where there are fewer.
+
+    Classes in the order of their labels; one generator, seeded with the number of the try.
+    """
+    rows_of = [(labels == label).nonzero().flatten() for label in torch.unique(labels)]
+    if small := sum(len(rows) < num_per_class for rows in rows_of):
+        log_first_n(
+            logging.WARNING,
+            f"k-NN: {small} of {len(rows_of)} classes have fewer than {num_per_class} training images; all of them vote.",
+            name=__name__,
+        )
+    for seed in range(num_tries):
+        generator = torch.Generator().manual_seed(seed)
+        yield torch.cat([rows[torch.randperm(len(rows), generator=generator)[:num_per_class]] for rows in rows_of])
+
+
+def _accuracy(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Features,
+    ks: Sequence[int],
+    *,
+    temperature: float,
+    memory_mib: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> dict[str, float]:
+    """``knn_accuracy`` of one bank [N, D]."""
+    assert queries.labels is not None
     used = {k: min(k, len(bank)) for k in ks}
     if any(k > len(bank) for k in ks):
         log_first_n(
@@ -73,24 +148,28 @@ def knn_accuracy(
             f"k-NN: the training set has {len(bank)} images; for larger k all of them vote.",
             name=__name__,
         )
-    classes, bank_classes = torch.unique(bank.labels, return_inverse=True)
-    num_top = min(5, len(classes))
-    bank_rows = F.normalize(bank.features, dim=1)
-    names = [f"top{top}_k{k}" for k in ks for top in ((1, 5) if len(classes) > 5 else (1,))]
-    correct = torch.zeros(len(names), dtype=torch.int64)
-    for start in range(comm.get_rank() * chunk_size, len(queries), comm.get_world_size() * chunk_size):
-        rows = F.normalize(queries.features[start : start + chunk_size], dim=1)
-        labels = queries.labels[start : start + chunk_size]
-        scores = knn_scores(bank_rows, bank_classes, len(classes), rows, sorted(set(used.values())), temperature)
-        hits: dict[str, Tensor] = {}
-        for k in ks:
-            top = scores[used[k]].topk(num_top, dim=1)
-            is_hit = (classes[top.indices] == labels[:, None]) & (top.values > 0)  # [chunk, num_top]
-            hits[f"top1_k{k}"] = is_hit[:, 0].sum()
-            hits[f"top5_k{k}"] = is_hit.any(dim=1).sum()
-        correct += torch.stack([hits[name] for name in names])
-    correct = torch.stack(comm.all_gather(correct)).sum(0)
-    return {name: 100.0 * count / len(queries) for name, count in zip(names, correct.tolist(), strict=True)}
+    classes, bank_classes = torch.unique(bank_labels, return_inverse=True)
+    known = torch.searchsorted(classes, queries.labels).clamp(max=len(classes) - 1)
+    right = torch.where(classes[known] == queries.labels, known, -1).to(device)  # -1: a class the bank lacks
+    bank_classes = bank_classes.to(device)
+    tops = (1, TOP) if len(classes) > TOP else (1,)
+    start, stop = (len(queries) * rank // comm.get_world_size() for rank in (comm.get_rank(), comm.get_rank() + 1))
+    search = NeighbourSearch(bank.to(device), max(used.values()), memory_mib=memory_mib, dtype=dtype)
+    num_votes = max(1, memory_mib * 2**20 // (16 * len(classes)))  # queries whose votes are counted at a time
+    correct = {f"top{top}_k{k}": 0 for k in ks for top in tops}
+    for found in search.search(queries.features[start:stop]):
+        for part in torch.arange(len(found.indices), device=device).split(num_votes):
+            labels = right[start + found.start + part]
+            neighbour_classes = bank_classes[found.indices[part]]
+            for k in dict.fromkeys(ks):
+                scores = knn_scores(found.similarity[part], neighbour_classes, len(classes), used[k], temperature)
+                has_vote = scores.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) > 0
+                ranks = ranks_of(scores, labels)
+                for top in tops:
+                    correct[f"top{top}_k{k}"] += int((has_vote & (ranks < top)).sum())
+    counts = torch.tensor(list(correct.values()))
+    total = torch.stack(comm.all_gather(counts)).sum(0)
+    return {name: 100.0 * count / len(queries) for name, count in zip(correct, total.tolist(), strict=True)}
 
 
 class KNNEvaluator(DatasetEvaluator):
@@ -102,44 +181,75 @@ class KNNEvaluator(DatasetEvaluator):
         *,
         ks: Sequence[int] = (10, 20, 100, 200),
         temperature: float = 0.07,
-        chunk_size: int = 1024,
+        num_per_class: Sequence[int] = (),
+        num_tries: int = 1,
+        memory_mib: int = DEFAULT_MEMORY_MIB,
+        similarity_dtype: str = "float32",
         bank_labels: Sequence[int] | None = None,
+        query_set: ImageDataset | None = None,
     ) -> None:
         """
         Args:
             bank_loader: ImageBatch of this rank's part of the labelled training set.
+            ks, temperature, num_per_class, num_tries, memory_mib, similarity_dtype: as in ``knn_accuracy``, which runs on
+                the model's device.
             bank_labels: what each label of the bank is called in the query set; None if they agree.
+            query_set: names its images in messages.
         """
         self.bank_loader = bank_loader
         self.bank_labels = bank_labels
+        self.query_set = query_set
         self.ks = ks
         self.temperature = temperature
-        self.chunk_size = chunk_size
+        self.num_per_class = num_per_class
+        self.num_tries = num_tries
+        self.memory_mib = memory_mib
+        self.similarity_dtype = similarity_dtype
         self._num_train_images = 0
         self._bank: Features | None = None
-        self._queries = FeatureCollector()
+        self._device = torch.device("cpu")
+        self._queries = FeatureCollector(query_set)
 
     def prepare(self, model: nn.Module) -> None:
+        self._device = next(model.parameters()).device
         self._bank = extract_features(model, self.bank_loader)
         if self.bank_labels is not None:
             self._bank = self._bank.relabelled(self.bank_labels)
         self._num_train_images = len(self._bank)
 
     def reset(self) -> None:
-        self._queries = FeatureCollector()
+        self._queries = FeatureCollector(self.query_set)
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         self._queries.add(output.cls_token, batch.labels, batch.indices)
 
     def protocol(self) -> dict[str, Any]:
-        return {
-            "knn": {"k": list(self.ks), "temperature": self.temperature, "num_train_images": self._num_train_images}
+        few_shot = (
+            {"num_per_class": list(self.num_per_class), "num_tries": self.num_tries} if self.num_per_class else {}
+        )
+        settings = {
+            "k": list(self.ks),
+            "temperature": self.temperature,
+            **few_shot,
+            "similarity_dtype": self.similarity_dtype,
+            "num_train_images": self._num_train_images,
         }
+        return {"knn": settings}
 
     def evaluate(self) -> Results:
         queries = self._queries.finish()
         assert self._bank is not None, "prepare() comes before evaluate()"
-        accuracy = knn_accuracy(self._bank, queries, self.ks, temperature=self.temperature, chunk_size=self.chunk_size)
+        accuracy = knn_accuracy(
+            self._bank,
+            queries,
+            self.ks,
+            temperature=self.temperature,
+            num_per_class=self.num_per_class,
+            num_tries=self.num_tries,
+            memory_mib=self.memory_mib,
+            similarity_dtype=self.similarity_dtype,
+            device=self._device,
+        )
         self._bank = None  # features of the weights as they were; the next call has others
         return {"knn": accuracy}
 
@@ -151,12 +261,10 @@ def build_knn_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactory) 
     Raises:
         ValueError: if either dataset has no labels, or they share no class; better now than after the training.
     """
-    knn = cfg.TEST.KNN
-    sets = match_label_sets(cfg, "knn", knn.TRAIN, dataset, make_loader)
+    sets = match_label_sets(cfg, "knn", cfg.TEST.KNN.TRAIN, dataset, make_loader)
     return KNNEvaluator(
         sets.train_loader,
-        ks=knn.K,
-        temperature=knn.TEMPERATURE,
-        chunk_size=knn.CHUNK_SIZE,
         bank_labels=sets.train_labels,
+        query_set=dataset_of(make_loader(cfg, dataset)),
+        **knn_options(cfg),
     )

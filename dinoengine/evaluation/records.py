@@ -102,9 +102,15 @@ def dataset_in_file_name(dataset: str) -> str:
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Why two records are not comparable, one line each; empty if they are."""
+    parts = ("dataset", "num_images", "protocol", "preprocessing")
+    return differing_settings({part: first[part] for part in parts}, {part: second[part] for part in parts})
+
+
+def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """One line ``name: value and other value`` for each leaf in which two nested dicts differ."""
     found: list[str] = []
-    for part in ("dataset", "num_images", "protocol", "preprocessing"):
-        one, other = _flat(first[part], part), _flat(second[part], part)
+    for part in dict.fromkeys((*first, *second)):
+        one, other = _flat(first.get(part), part), _flat(second.get(part), part)
         found += [
             f"{key}: {one.get(key, 'none')} and {other.get(key, 'none')}"
             for key in sorted(one.keys() | other.keys())

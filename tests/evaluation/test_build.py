@@ -33,9 +33,11 @@ def _knn(evaluators: DatasetEvaluators) -> KNNEvaluator:
 
 
 def test_knn_takes_its_settings_from_the_config() -> None:
-    cfg = _cfg("TEST.KNN.K=(3, 5)", "TEST.KNN.TEMPERATURE=0.5", "TEST.KNN.CHUNK_SIZE=77")
+    cfg = _cfg("TEST.KNN.K=(3, 5)", "TEST.KNN.TEMPERATURE=0.5", "TEST.KNN.MEMORY_MIB=77")
+    cfg.merge_from_list(["TEST.KNN.NUM_PER_CLASS=(2,)", "TEST.KNN.NUM_TRIES=3", "TEST.KNN.SIMILARITY_DTYPE=float16"])
     evaluator = _knn(build_evaluator(cfg, TEST))
-    assert (evaluator.ks, evaluator.temperature, evaluator.chunk_size) == ((3, 5), 0.5, 77)
+    assert (evaluator.ks, evaluator.temperature, evaluator.memory_mib) == ((3, 5), 0.5, 77)
+    assert (evaluator.num_per_class, evaluator.num_tries, evaluator.similarity_dtype) == ((2,), 3, "float16")
 
 
 def test_the_defaults_are_the_published_protocol() -> None:

@@ -33,7 +33,7 @@ def test_patches_that_look_alike_have_one_class(knn_cfg: CfgNode, keys: list[Any
     good = _results(knn_cfg, ColourPatches())
     assert good["miou"] > 85
     assert good["pixel_accuracy"] > 93
-    knn_cfg.merge_from_list(["TEST.DENSE_KNN.CHUNK_SIZE", 7, "TEST.IMS_PER_BATCH", 1])
+    knn_cfg.merge_from_list(["TEST.DENSE_KNN.MEMORY_MIB", 1, "TEST.IMS_PER_BATCH", 1])
     assert _results(knn_cfg, ColourPatches()) == pytest.approx(good)
     if not keys:  # else any class may be first among equals
         assert _results(knn_cfg, ConstantPatches())["miou"] < 35
@@ -77,8 +77,8 @@ def test_every_key_arrives(knn_cfg: CfgNode) -> None:
     train = knn_cfg.DATASETS.TRAIN
     knn_cfg.DATASETS.TRAIN = ("synthetic:num_images=2",)
     settings = {"k": 7, "temperature": 0.5, "num_patches": 50, "balanced": True, "seed": 3}
-    for name, value in {"train": train, "chunk_size": 11, **settings}.items():
+    for name, value in {"train": train, "memory_mib": 11, **settings}.items():
         knn_cfg.merge_from_list([f"TEST.DENSE_KNN.{name.upper()}", value])
     (evaluator,) = build_evaluator(knn_cfg, knn_cfg.DATASETS.TEST[0]).evaluators
     assert evaluator.protocol() == {"dense_knn": {**settings, "num_train_images": 10}}
-    assert evaluator.chunk_size == 11  # type: ignore[attr-defined]
+    assert evaluator.memory_mib == 11  # type: ignore[attr-defined]

@@ -15,11 +15,14 @@ from torch import Tensor
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import build_test_loader
 from dinoengine.evaluation import (
+    Extraction,
+    FeatureStore,
     LabelFreeEvaluator,
     LinearEvaluator,
     build_evaluator,
     extract_features,
     extract_pixels,
+    extract_to_store,
     inference_on_dataset,
 )
 from dinoengine.modeling.backbone import VisionTransformer
@@ -107,11 +110,12 @@ def _evaluate_masks(folder: Path) -> dict[str, Any]:
 
 
 def _run_rank(rank: int, folder: str) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
+    os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = _evaluate_everything(folder)
     found["masks"] = _evaluate_masks(Path(folder))
+    extract_to_store(_model(), _cfg(folder), QUERIES, f"{folder}/store", Extraction(("cls", "patch")))
     try:
         extract_features(_model(BrokenForLateImages), build_test_loader(_cfg(folder), QUERIES))
     except ValueError as error:
@@ -160,6 +164,21 @@ def test_both_processes_hold_the_same_bits(two_ranks: list[dict[str, Any]]) -> N
         assert torch.equal(first[f"cls_{size}"], second[f"cls_{size}"])
 
 
+@pytest.mark.usefixtures("two_ranks")
+def test_two_processes_extract_the_rows_of_one(folder: Path, tmp_path: Path) -> None:
+    together = FeatureStore(str(folder / "store"))
+    alone = extract_to_store(
+        _model(), _cfg(str(tmp_path)), QUERIES, str(tmp_path / "store"), Extraction(("cls", "patch"))
+    )
+    assert together.features["cls"].shape == (13, 16)
+    for name in ("cls", "patch"):
+        torch.testing.assert_close(
+            torch.tensor(together.features[name]), torch.tensor(alone.features[name]), rtol=1e-5, atol=1e-5
+        )
+    assert together.names == alone.names
+    assert together.meta["index_sha256"] == alone.meta["index_sha256"]
+
+
 def test_knn_results_are_those_of_one_process(two_ranks: list[dict[str, Any]], one_process: dict[str, Any]) -> None:
     assert two_ranks[0]["knn"] == two_ranks[1]["knn"] == one_process["knn"]
     assert one_process["knn"]["knn"].keys() == {f"top{top}_k{k}" for top in (1, 5) for k in (1, 5, 100)}
@@ -187,7 +206,10 @@ def test_segmentation_results_are_those_of_one_process(two_ranks: list[dict[str,
 def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]) -> None:
     messages = [rank["error"] for rank in two_ranks]
     assert messages[0] == messages[1]
-    assert "features of 7 of 13 images are not finite, e.g. images number [6, 7, 8, 9, 10]" in messages[0]
+    assert (
+        "features of 7 of 13 images are not finite, e.g. synthetic[6], synthetic[7], synthetic[8], synthetic[9], synthetic[10]"
+        in messages[0]
+    )
 
 
 def test_probes_are_those_of_one_process(two_ranks: list[dict[str, Any]], one_process: dict[str, Any]) -> None:

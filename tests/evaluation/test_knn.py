@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dinoengine.evaluation import Features, KNNEvaluator, inference_on_dataset, knn_accuracy, knn_scores
+from dinoengine.config import get_cfg
+from dinoengine.data import build_test_loader
+from dinoengine.evaluation import (
+    Features,
+    KNNEvaluator,
+    build_evaluator,
+    inference_on_dataset,
+    knn_accuracy,
+    knn_scores,
+)
+from dinoengine.evaluation.knn import few_shot_rows
 from dinoengine.utils import logger as logger_module
 from tests.evaluation.fakes import identity_features, make_loader
 
@@ -67,8 +77,14 @@ QUERY = torch.tensor([[1.0, 0.0]])
 CLASSES = torch.tensor([1, 0, 1])
 
 
+def _scores(num_classes: int, ks: list[int], temperature: float) -> dict[int, Tensor]:
+    similarity = QUERY @ BANK.T
+    order = similarity.argsort(dim=1, descending=True)[:, : max(ks)]
+    return {k: knn_scores(similarity.gather(1, order), CLASSES[order], num_classes, k, temperature) for k in ks}
+
+
 def test_scores_by_hand() -> None:
-    scores = knn_scores(BANK, CLASSES, 2, QUERY, [1, 2, 3], temperature=0.1)
+    scores = _scores(2, [1, 2, 3], temperature=0.1)
     total = math.e**10 + math.e**9 + math.e**8
     first, second, third = (math.e**power / total for power in (10, 9, 8))  # 0.665, 0.245, 0.090
     expected = {1: [first, 0.0], 2: [first, second], 3: [first, second + third]}
@@ -77,25 +93,25 @@ def test_scores_by_hand() -> None:
 
 
 def test_temperature_decides_between_one_near_and_two_farther_neighbours() -> None:
-    winners = [int(knn_scores(BANK, CLASSES, 2, QUERY, [3], t)[3].argmax()) for t in (0.1, 1.0)]
+    winners = [int(_scores(2, [3], t)[3].argmax()) for t in (0.1, 1.0)]
     assert winners == [0, 1]
 
 
 def test_weights_are_normalised_over_the_largest_k_and_then_cut() -> None:
-    alone = knn_scores(BANK, CLASSES, 2, QUERY, [1], 0.1)[1]
-    beside = knn_scores(BANK, CLASSES, 2, QUERY, [1, 3], 0.1)[1]
+    alone = _scores(2, [1], 0.1)[1]
+    beside = _scores(2, [1, 3], 0.1)[1]
     assert alone.tolist() == [[1.0, 0.0]]
     assert beside[0, 0].item() == pytest.approx(0.6652, abs=1e-4)
-    assert knn_scores(BANK, CLASSES, 2, QUERY, [3], 0.1)[3].sum().item() == pytest.approx(1.0, abs=1e-6)
+    assert _scores(2, [3], 0.1)[3].sum().item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_very_low_temperature_is_the_nearest_neighbour_and_stays_finite() -> None:
-    scores = knn_scores(BANK, CLASSES, 2, QUERY, [3], 1e-6)[3]
+    scores = _scores(2, [3], 1e-6)[3]
     assert scores.tolist() == [[1.0, 0.0]]
 
 
 def test_scores_of_classes_that_no_neighbour_has_are_zero() -> None:
-    assert knn_scores(BANK, CLASSES, 5, QUERY, [3], 0.1)[3][0, 2:].tolist() == [0.0, 0.0, 0.0]
+    assert _scores(5, [3], 0.1)[3][0, 2:].tolist() == [0.0, 0.0, 0.0]
 
 
 # --- accuracy against other implementations ----------------------------------------------------------------------
@@ -109,9 +125,9 @@ def test_accuracy_equals_the_slow_loop(seed: int, labels: list[int]) -> None:
     expected = _slow_accuracy(bank, queries, ks, 0.07)
     if len(labels) <= 5:
         expected = {name: value for name, value in expected.items() if name.startswith("top1")}
-        assert knn_accuracy(bank, queries, ks, chunk_size=7) == pytest.approx(expected)
+        assert knn_accuracy(bank, queries, ks, memory_mib=1) == pytest.approx(expected)
         return
-    actual = knn_accuracy(bank, queries, ks, chunk_size=7)
+    actual = knn_accuracy(bank, queries, ks, memory_mib=1)
     assert actual.keys() == expected.keys()
     for k in ks:
         assert actual[f"top1_k{k}"] == pytest.approx(expected[f"top1_k{k}"])
@@ -143,12 +159,6 @@ def test_accuracy_equals_scikit_learn(k: int) -> None:
 def _pair(labels: list[int] | None = None) -> tuple[Features, Features]:
     labels = list(range(8)) if labels is None else labels
     return _random_features(3, 80, 5, labels), _random_features(4, 53, 5, labels)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 2, 52, 53, 54, 10**6])
-def test_chunks_do_not_change_the_result(chunk_size: int) -> None:
-    bank, queries = _pair()
-    assert knn_accuracy(bank, queries, [10, 20], chunk_size=chunk_size) == knn_accuracy(bank, queries, [10, 20])
 
 
 def test_lengths_of_rows_do_not_matter() -> None:
@@ -281,14 +291,64 @@ class LargestTensor(TorchDispatchMode):
         return output
 
 
-def test_memory_is_a_chunk_of_similarities() -> None:
-    num_bank, num_queries, chunk_size = 300, 500, 16
-    bank = _random_features(0, num_bank, 4, list(range(100)))
-    queries = _random_features(1, num_queries, 4, list(range(100)))
+def test_memory_is_bounded_by_its_key_over_bank_and_queries() -> None:
+    num_bank, num_queries, num_classes = 3000, 2500, 400
+    bank = _random_features(0, num_bank, 4, list(range(num_classes)))
+    queries = _random_features(1, num_queries, 4, list(range(num_classes)))
     with LargestTensor() as largest:
-        knn_accuracy(bank, queries, [50, 200], chunk_size=chunk_size)
-    # Not queries x bank (150,000), and not chunk x k x classes (320,000).
-    assert largest.numel == chunk_size * num_bank
+        found = knn_accuracy(bank, queries, [5, 20], memory_mib=1)
+    # Of 4 bytes each; neither queries x bank (7.5 million) nor queries x classes (1 million) nor bank x classes.
+    assert largest.numel <= 2**20 / 4
+    assert found == knn_accuracy(bank, queries, [5, 20])
+
+
+# --- few-shot ----------------------------------------------------------------------------------------------------
+
+
+def test_few_shot_is_the_mean_over_tries_on_parts_of_the_bank() -> None:
+    bank, queries = _random_features(3, 200, 5, list(range(8))), _random_features(4, 53, 5, list(range(8)))
+    assert bank.labels is not None
+    found = knn_accuracy(bank, queries, [1, 5, 20], num_per_class=[4, 5], num_tries=3)
+    expected: dict[str, list[float]] = defaultdict(list)
+    for seed in range(
+        3
+    ):  # the protocol: the number of the try is the seed, classes in order, the first of a permutation
+        for n, ks in ((4, [1, 4]), (5, [1, 5])):
+            torch.manual_seed(seed)
+            rows = [torch.where(bank.labels == c)[0] for c in range(8)]
+            chosen = torch.cat([r[torch.randperm(len(r))[:n]] for r in rows])
+            part = Features(bank.features[chosen], bank.labels[chosen])
+            for name, value in _slow_accuracy(part, queries, ks, 0.07).items():
+                expected[f"{name}_n{n}"].append(value)
+    whole = knn_accuracy(bank, queries, [1, 5, 20])
+    assert found.keys() == whole.keys() | expected.keys() | {f"{name}_std" for name in expected}
+    assert {name: found[name] for name in whole} == whole
+    for name, values in expected.items():
+        if name.startswith("top1"):
+            assert found[name] == pytest.approx(np.mean(values))
+            assert found[f"{name}_std"] == pytest.approx(np.std(values))
+    assert found["top1_k1_n4_std"] > 0
+
+
+def test_one_try_has_no_spread_and_classes_with_fewer_images_are_said(
+    warnings_logged: pytest.LogCaptureFixture,
+) -> None:
+    bank = Features(torch.eye(5), torch.tensor([7, 7, 7, -2, 7]))
+    rows = next(few_shot_rows(torch.tensor([7, 7, 7, -2, 7]), 2, 1))
+    assert sorted(bank.labels[rows].tolist()) == [-2, 7, 7]  # type: ignore[index]
+    found = knn_accuracy(bank, bank, [1], num_per_class=[3])
+    assert found.keys() == {"top1_k1", "top1_k1_n3", "top1_k3_n3"}
+    assert warnings_logged.messages[-1] == ("k-NN: 1 of 2 classes have fewer than 3 training images; all of them vote.")
+
+
+# --- the type of similarities ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_round_similarities_and_no_more(dtype: str) -> None:
+    bank, queries = _random_features(3, 300, 5, list(range(8))), _random_features(4, 200, 5, list(range(8)))
+    exact, rounded = (knn_accuracy(bank, queries, [10], similarity_dtype=d)["top1_k10"] for d in ("float32", dtype))
+    assert rounded == pytest.approx(exact, abs=3)
 
 
 # --- the evaluator -----------------------------------------------------------------------------------------------
@@ -296,7 +356,7 @@ def test_memory_is_a_chunk_of_similarities() -> None:
 
 def test_evaluator_equals_the_function_on_the_model_features() -> None:
     bank, queries = _pair()
-    evaluator = KNNEvaluator(make_loader(bank.features, bank.labels, 9), ks=[5, 10], temperature=0.2, chunk_size=8)
+    evaluator = KNNEvaluator(make_loader(bank.features, bank.labels, 9), ks=[5, 10], temperature=0.2)
     loader = make_loader(queries.features, queries.labels, 4, order=list(reversed(range(53))))
     results = inference_on_dataset(identity_features(5).train(), loader, evaluator)
     assert results == {"knn": knn_accuracy(bank, queries, [5, 10], temperature=0.2)}
@@ -320,6 +380,36 @@ def test_broken_features_are_an_error_of_the_side_that_has_them() -> None:
         evaluator = KNNEvaluator(make_loader(bank, labels), ks=[1])
         with pytest.raises(ValueError, match=r"features of 1 of 3 images are not finite, e.g. images number \[1\]"):
             inference_on_dataset(identity_features(3), make_loader(queries, labels), evaluator)
+
+
+def test_broken_features_of_a_dataset_are_named_as_the_dataset_names_them() -> None:
+    cfg = get_cfg()
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS=0", "INPUT.TEST.RESIZE_PX=0", "INPUT.TEST.CROP_SIZE_PX=8"])
+    cfg.merge_from_list(["DATASETS.TRAIN=synthetic:num_images=9:num_classes=3:size=8", "TEST.IMS_PER_BATCH=4"])
+    dataset = "synthetic:num_images=3:num_classes=3:size=8:seed=1"
+    model = identity_features(3 * 8 * 8)
+    evaluator = build_evaluator(cfg, dataset)
+    with torch.no_grad():
+        model.weight[0, 0] = math.inf
+    with pytest.raises(ValueError, match=r"of 9 images are not finite, e.g. synthetic\[0\], synthetic\[1\]"):
+        inference_on_dataset(model, build_test_loader(cfg, dataset), evaluator)
+
+
+def test_the_protocol_has_what_changes_results() -> None:
+    rows = make_loader(torch.eye(3), torch.arange(3))
+    evaluator = KNNEvaluator(rows, ks=[1], num_per_class=[1], num_tries=2, similarity_dtype="bfloat16", memory_mib=9)
+    assert inference_on_dataset(identity_features(3), rows, evaluator)["knn"]["top1_k1_n1_std"] == 0
+    assert evaluator.protocol() == {
+        "knn": {
+            "k": [1],
+            "temperature": 0.07,
+            "num_per_class": [1],
+            "num_tries": 2,
+            "similarity_dtype": "bfloat16",
+            "num_train_images": 3,
+        }
+    }
+    assert "num_tries" not in KNNEvaluator(rows).protocol()["knn"]
 
 
 def test_a_query_may_be_anything_that_normalises() -> None:

@@ -12,19 +12,11 @@ from dinoengine.config import CfgNode, configurable
 from dinoengine.modeling.backbone import Backbone, build_backbone
 from dinoengine.modeling.build import META_ARCH_REGISTRY
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
-from dinoengine.modeling.meta_arch.feature_model import FeatureModel
+from dinoengine.modeling.meta_arch.feature_model import FeatureModel, last_outputs
 from dinoengine.modeling.meta_arch.mixing import BatchMixing
 from dinoengine.structures import BackboneOutput, ClassifierOutput, ImageBatch, LossTerm, LossTerms, ParamFacts
 
 _HEAD_INIT_STD = 0.01  # that of DINOv2's linear evaluation
-
-
-def last_outputs(backbone: Backbone, pixels: Tensor, num_blocks: int) -> list[BackboneOutput]:
-    """Tokens of the last ``num_blocks`` blocks, each after the final norm, oldest first."""
-    if num_blocks == 1:
-        return [backbone(pixels)]
-    outputs: list[BackboneOutput] = backbone.get_intermediate_layers(pixels, num_blocks)  # type: ignore[operator]
-    return outputs
 
 
 def head_input(outputs: list[BackboneOutput], mean_patch: bool) -> Tensor:

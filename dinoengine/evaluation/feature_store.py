@@ -1,0 +1,250 @@
+"""Features of a dataset on disk: memory-mapped arrays with one row per image, an index, and what they were made with.
+
+A finished store is a folder with ``meta.json``, ``index.jsonl`` and an array ``<token>.npy`` for each kind of token. While
+it is being written it has another name, so what exists under its own name is complete.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import dinoengine
+from dinoengine.data import ImageDataset
+from dinoengine.evaluation.records import differing_settings
+from dinoengine.utils import comm
+from dinoengine.utils.file_io import atomic_write
+
+META_FILE = "meta.json"
+INDEX_FILE = "index.jsonl"
+PARQUET_FILE = "index.parquet"
+UNFINISHED_SUFFIX = ".unfinished"
+_SETTINGS_FILE = "settings.json"
+_DONE_FILE = "done.npy"
+
+
+class FeatureStore:
+    """A finished store, for reading.
+
+    Attributes:
+        meta: what the features are of and how they were made: "dataset", "num_images", "weights_sha256", "weights_file",
+            "preprocessing", "extraction", "arrays", "class_names" and more.
+        features: kind of token -> memory-mapped array, one row per image in the order of the dataset: "cls" and
+            "mean_patch" [images, n * D], "patch" and "register" [images, tokens, n * D], n last blocks side by side.
+        names: what the dataset calls each image: a path, or dataset and index.
+        labels: [images] int64, or None for a dataset without labels.
+    """
+
+    def __init__(self, path: str) -> None:
+        """
+        Raises:
+            FileNotFoundError: if there is no finished store; says so if one has been begun.
+        """
+        meta_path = os.path.join(path, META_FILE)
+        if not os.path.exists(meta_path):
+            begun = os.path.exists(unfinished_path(path))
+            raise FileNotFoundError(
+                f"The features in {path} are not finished; run the extraction again with the same settings."
+                if begun
+                else f"There are no features in {path} (no {META_FILE}); tools/extract_features.py writes them."
+            )
+        with open(meta_path, encoding="utf-8") as file:
+            self.meta: dict[str, Any] = json.load(file)
+        self.features: dict[str, np.memmap[Any, Any]] = {
+            name: np.lib.format.open_memmap(os.path.join(path, f"{name}.npy"), mode="r") for name in self.meta["arrays"]
+        }
+        with open(os.path.join(path, INDEX_FILE), encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        self.names: list[str] = [row["name"] for row in rows]
+        has_labels = self.meta["class_names"] is not None
+        self.labels = np.array([row["label"] for row in rows], dtype=np.int64) if has_labels else None
+
+    def __len__(self) -> int:
+        return int(self.meta["num_images"])
+
+
+def unfinished_path(path: str) -> str:
+    """Where a store lies while it is being written."""
+    return path.rstrip("/" + os.sep) + UNFINISHED_SUFFIX
+
+
+class StoreWriter:
+    """Writes a store, possibly by several processes of one machine, possibly in several runs.
+
+    Every process makes one with the same arguments. Rows may come in any order; which are done is on disk, so that a later
+    run, also with another number of processes, does the others.
+
+    Attributes:
+        is_finished: whether the store was complete already, with these settings.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dataset: ImageDataset,
+        settings: Mapping[str, Any],
+        arrays: Mapping[str, tuple[tuple[int, ...], str]],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """
+        Args:
+            path: of the finished store.
+            settings: all that decides the values, JSON-serialisable.
+            arrays: name -> (shape of a row, dtype).
+            overwrite: replace what is there, finished or not.
+
+        Raises:
+            ValueError: if features with other settings are there, finished or not (says what differs), or something else.
+        """
+        self.path, self.dataset = path, dataset
+        self.folder = unfinished_path(path)
+        rows = {name: {"shape": [len(dataset), *shape], "dtype": dtype} for name, (shape, dtype) in arrays.items()}
+        self.settings = {**settings, "index_sha256": _index_sha256(dataset), "arrays": rows}
+        if comm.get_local_size() != comm.get_world_size():
+            raise ValueError("Features are written by processes of one machine, which share its memory of the files.")
+        # Decided by one process and raised by all, or the others would wait for it.
+        problem = comm.broadcast_object(self._prepare(overwrite) if comm.is_main_process() else None)
+        if problem:
+            raise ValueError(problem)
+        self.is_finished = os.path.exists(path)
+        if not self.is_finished:
+            self._arrays = {name: self._open(f"{name}.npy") for name in arrays}
+            self._done = self._open(_DONE_FILE)
+            self._written: list[np.ndarray] = []
+
+    def _open(self, name: str) -> np.memmap[Any, Any]:
+        return np.lib.format.open_memmap(os.path.join(self.folder, name), mode="r+")
+
+    def _prepare(self, overwrite: bool) -> str:
+        """Make or find the unfinished folder; returns why it cannot be used, or ""."""
+        for path, file in ((self.path, META_FILE), (self.folder, _SETTINGS_FILE)):
+            if not os.path.lexists(path):
+                continue
+            settings_path = os.path.join(path, file)
+            if not os.path.exists(settings_path):
+                return f"{path} exists and holds no features; name another place."
+            if overwrite:
+                shutil.rmtree(path)
+                continue
+            with open(settings_path, encoding="utf-8") as opened:
+                there = json.load(opened)
+            if different := differing_settings({key: there.get(key) for key in self.settings}, self.settings):
+                lines = "\n  ".join(different)
+                return (
+                    f"{path} holds features made with other settings (there, and now):\n  {lines}\n"
+                    "Name another place, or replace them (--overwrite)."
+                )
+            return ""
+        # Under a third name until it is complete: a folder with half of its files would be taken for a resumable one.
+        fresh = self.folder + ".new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        os.makedirs(fresh)
+        arrays = {f"{name}.npy": (a["shape"], a["dtype"]) for name, a in self.settings["arrays"].items()}
+        for name, (shape, dtype) in {**arrays, _DONE_FILE: ([len(self.dataset)], "bool")}.items():
+            np.lib.format.open_memmap(os.path.join(fresh, name), mode="w+", dtype=dtype, shape=tuple(shape)).flush()
+        with atomic_write(os.path.join(fresh, _SETTINGS_FILE), "w") as opened:
+            json.dump(self.settings, opened, indent=1)
+        os.rename(fresh, self.folder)
+        return ""
+
+    def missing(self) -> list[int]:
+        """Images whose rows are not done; on several processes ask before any of them writes."""
+        images: list[int] = np.flatnonzero(~self._done).tolist()
+        comm.synchronize()
+        return images
+
+    def write(self, indices: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        """Rows of these images, for each array; done at the next ``flush``."""
+        for name, values in rows.items():
+            self._arrays[name][indices] = values
+        self._written.append(indices)
+
+    def flush(self) -> None:
+        """Bring rows to disk, and only then mark them as done."""
+        for array in self._arrays.values():
+            array.flush()
+        for indices in self._written:
+            self._done[indices] = True
+        self._done.flush()
+        self._written = []
+
+    def finish(self, parquet: bool = False, **more: Any) -> None:
+        """Write the index and ``meta.json`` and give the store its name; every process calls it after its last row.
+
+        Args:
+            parquet: the index as a table as well (needs pyarrow).
+            more: put into ``meta.json`` beside the settings.
+
+        Raises:
+            RuntimeError: if rows are missing.
+        """
+        self.flush()
+        comm.synchronize()
+        if comm.is_main_process():
+            if not self._done.all():
+                raise RuntimeError(f"{int((~self._done).sum())} rows were never written; run the extraction again.")
+            rows = index_rows(self.dataset)
+            with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            if parquet:
+                _write_parquet(rows, os.path.join(self.folder, PARQUET_FILE))
+            meta = {
+                **self.settings,
+                **more,
+                "class_names": self.dataset.class_names,
+                "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
+                "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            }
+            with atomic_write(os.path.join(self.folder, META_FILE), "w") as file:
+                json.dump(meta, file, indent=1)
+            os.remove(os.path.join(self.folder, _DONE_FILE))
+            os.remove(os.path.join(self.folder, _SETTINGS_FILE))
+            os.rename(self.folder, self.path)
+        comm.synchronize()
+
+
+def index_rows(dataset: ImageDataset) -> list[dict[str, Any]]:
+    """Name, label and class of each image; the last two are None without labels."""
+    labels = [dataset.label(i) for i in range(len(dataset))]
+    names = dataset.class_names
+    return [
+        {"name": dataset.describe(i), "label": label, "class": None if names is None or label is None else names[label]}
+        for i, label in enumerate(labels)
+    ]
+
+
+def require_pyarrow() -> None:
+    """
+    Raises:
+        ValueError: if pyarrow is missing; better before hours of work than after them.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "A parquet index needs pyarrow (pip install 'dinoengine[parquet]'); index.jsonl is written in any case."
+        ) from None
+
+
+def _write_parquet(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+
+
+def _index_sha256(dataset: ImageDataset) -> str:
+    """Of names and labels: a folder whose files changed between two runs is not the same dataset."""
+    digest = hashlib.sha256()
+    for i in range(len(dataset)):
+        digest.update(f"{dataset.describe(i)}\0{dataset.label(i)}\n".encode())
+    return digest.hexdigest()
