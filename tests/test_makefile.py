@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import dinoengine
-from dinoengine.engine import default_argument_parser, load_config
+from dinoengine.config import get_cfg, validate
+from dinoengine.engine import default_argument_parser, load_config, setup
 from tests.test_packaging import ROOT, _setup_arguments
 
 # Notes its arguments in calls.log; "makes" a venv of copies of itself; fails where FAIL matches the call.
@@ -223,10 +224,10 @@ def _documented_commands() -> list[str]:
     """Calls of the training tools in documents and config headers, as written; a header's go on in indented lines."""
     files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
     pattern = re.compile(
-        r"^(?:# Command\s+)?python (tools/(?:plain_)?train_net\.py .*(?:\n# {11}\S.*)*)$", re.MULTILINE
+        r"^(?:# Command\s+)?python (tools/(?:plain_)?train_net\.py (?:.*\\\n)*.*(?:\n# {11}\S.*)*)$", re.MULTILINE
     )
     found = [command for file in files for command in pattern.findall(file.read_text(encoding="utf-8"))]
-    return [re.sub(r"\n# +", " ", command) for command in found]
+    return [re.sub(r"\\?\n(?:# +)?", " ", command) for command in found]
 
 
 @pytest.mark.parametrize("command", _documented_commands())
@@ -234,7 +235,13 @@ def test_documented_commands_are_accepted(command: str, monkeypatch: pytest.Monk
     """Flags, config files, keys and values as the reader would paste them."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)  # recipes are for machines with eight
+    monkeypatch.setattr(setup, "fit_config_to_weights", lambda cfg, *, resume: None)  # the reader's file, not there
     args = default_argument_parser().parse_args(shlex.split(command)[1:])
+    if args.config_file.startswith("output/"):  # that of a run
+        cfg = get_cfg()
+        cfg.merge_from_list(args.opts)
+        validate(cfg, training=False)
+        return
     if not args.config_file.startswith("configs/"):
         weights = args.config_file.replace(".yaml", ".pth")  # what another command there makes, with a config beside it
         assert f" {weights}" in (ROOT / "README.md").read_text(encoding="utf-8")

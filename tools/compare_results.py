@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from dinoengine.evaluation.comparison import read_record, render
+from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = """
 Show the records that evaluations leave in OUTPUT_DIR/eval. Those with the same dataset, number of images, protocol and
@@ -53,4 +54,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)
