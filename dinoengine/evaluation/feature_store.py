@@ -117,6 +117,7 @@ class StoreWriter:
         # Decided by one process and raised by all, or the others would wait for it.
         problem = comm.broadcast_object(self._prepare(overwrite) if comm.is_main_process() else None)
         if problem:
+            self.close()
             raise ValueError(problem)
         self.is_finished = os.path.exists(path)
         if not self.is_finished:
