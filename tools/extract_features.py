@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
+
+# Before torch: threads that wait must sleep, not spin; see tools/train_net.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from dinoengine.checkpoint import evaluation_config, feature_model
 from dinoengine.checkpoint.arguments import layout_table, reading_arguments, reading_options, writing_arguments

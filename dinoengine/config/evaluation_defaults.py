@@ -55,7 +55,7 @@ _C.TEST.KNN.NUM_PER_CLASS = ()
 _C.TEST.KNN.NUM_TRIES = 1
 # MiB of similarities held at a time, over training and test images both; the search needs about as much again, plus a copy
 # of the features. Does not change results.
-_C.TEST.KNN.MEMORY_MIB = 256
+_C.TEST.KNN.MEMORY_MIB = 512
 # Type in which similarities are computed: "float32", "float16" or "bfloat16". Half the memory and faster on a GPU; on a CPU
 # mostly slower. Rounding makes ties, which the order of the training set decides: changes results slightly.
 _C.TEST.KNN.SIMILARITY_DTYPE = "float32"
@@ -154,7 +154,7 @@ _C.TEST.DENSE_KNN.BALANCED = False
 # Of the sample, 0 or more.
 _C.TEST.DENSE_KNN.SEED = 0
 # MiB of similarities held at a time, as TEST.KNN.MEMORY_MIB. Does not change results.
-_C.TEST.DENSE_KNN.MEMORY_MIB = 256
+_C.TEST.DENSE_KNN.MEMORY_MIB = 512
 
 # Recompute BatchNorm statistics before each evaluation (only for models that have BatchNorm).
 _C.TEST.PRECISE_BN = CN()

@@ -17,9 +17,9 @@ from dinoengine.config import CfgNode
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.confusion import ConfusionMatrix, log_iou_per_class, segmentation_scores
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
-from dinoengine.evaluation.knn import DEFAULT_MEMORY_MIB, knn_scores
+from dinoengine.evaluation.knn import knn_scores
 from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
-from dinoengine.evaluation.neighbours import NeighbourSearch
+from dinoengine.evaluation.neighbours import DEFAULT_MEMORY_MIB, NeighbourSearch
 from dinoengine.evaluation.patch_bank import PatchBank, patch_classes
 from dinoengine.structures import BackboneOutput, ImageBatch
 

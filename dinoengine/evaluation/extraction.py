@@ -116,12 +116,15 @@ def extract_to_store(
     if writer.is_finished:
         logger.info("%s is complete already, with these settings.", path)
         return FeatureStore(path)
-    images = writer.missing()
-    if 0 < len(images) < len(whole):
-        logger.info("Continuing: %d of %d images are done.", len(whole) - len(images), len(whole))
-    loader = build_test_loader(cfg, dataset, images=images)
-    _fill(writer, model, loader, extraction, show_progress)
-    writer.finish(parquet, weights_file=weights_file)
+    try:
+        images = writer.missing()
+        if 0 < len(images) < len(whole):
+            logger.info("Continuing: %d of %d images are done.", len(whole) - len(images), len(whole))
+        loader = build_test_loader(cfg, dataset, images=images)
+        _fill(writer, model, loader, extraction, show_progress)
+        writer.finish(parquet, weights_file=weights_file)
+    finally:
+        writer.close()
     logger.info("Features of %d images in %s: %s.", len(whole), path, _describe(shapes))
     return FeatureStore(path)
 

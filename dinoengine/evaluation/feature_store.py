@@ -7,12 +7,13 @@ it is being written it has another name, so what exists under its own name is co
 from __future__ import annotations
 
 import datetime
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -103,7 +104,8 @@ class StoreWriter:
             overwrite: replace what is there, finished or not.
 
         Raises:
-            ValueError: if features with other settings are there, finished or not (says what differs), or something else.
+            ValueError: if features with other settings are there, finished or not (says what differs), or something else,
+                or another run is writing them.
         """
         self.path, self.dataset = path, dataset
         self.folder = unfinished_path(path)
@@ -111,9 +113,11 @@ class StoreWriter:
         self.settings = {**settings, "index_sha256": _index_sha256(dataset), "arrays": rows}
         if comm.get_local_size() != comm.get_world_size():
             raise ValueError("Features are written by processes of one machine, which share its memory of the files.")
+        self._lock: IO[str] | None = None
         # Decided by one process and raised by all, or the others would wait for it.
         problem = comm.broadcast_object(self._prepare(overwrite) if comm.is_main_process() else None)
         if problem:
+            self.close()
             raise ValueError(problem)
         self.is_finished = os.path.exists(path)
         if not self.is_finished:
@@ -129,6 +133,8 @@ class StoreWriter:
         for path, file in ((self.path, META_FILE), (self.folder, _SETTINGS_FILE)):
             if not os.path.lexists(path):
                 continue
+            if path == self.folder and not self._take_lock():
+                return f"Another run is writing {path} now; wait for it, or end its processes."
             settings_path = os.path.join(path, file)
             if not os.path.exists(settings_path):
                 return f"{path} exists and holds no features; name another place."
@@ -154,7 +160,26 @@ class StoreWriter:
         with atomic_write(os.path.join(fresh, _SETTINGS_FILE), "w") as opened:
             json.dump(self.settings, opened, indent=1)
         os.rename(fresh, self.folder)
-        return ""
+        return "" if self._take_lock() else f"Another run has just begun to write {self.folder}."
+
+    def _take_lock(self) -> bool:
+        """Whether no other run writes; it may have survived the command that started it. The lock ends with the process."""
+        settings_path = os.path.join(self.folder, _SETTINGS_FILE)
+        if not os.path.exists(settings_path):
+            return True
+        self._lock = open(settings_path, encoding="utf-8")  # noqa: SIM115 - held until close()
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let another run write."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def missing(self) -> list[int]:
         """Images whose rows are not done; on several processes ask before any of them writes."""

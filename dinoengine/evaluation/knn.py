@@ -17,12 +17,10 @@ from dinoengine.evaluation.classification import TOP, ranks_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector, Features, dataset_of, extract_features
 from dinoengine.evaluation.label_sets import match_label_sets, no_labels
-from dinoengine.evaluation.neighbours import NeighbourSearch
+from dinoengine.evaluation.neighbours import DEFAULT_MEMORY_MIB, NeighbourSearch
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
 from dinoengine.utils.logger import log_first_n
-
-DEFAULT_MEMORY_MIB = 256
 
 
 def knn_scores(similarity: Tensor, classes: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:

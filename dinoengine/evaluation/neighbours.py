@@ -19,10 +19,11 @@ from torch.nn import functional as F
 # Blocks are filled up with zeros to a multiple of this. A matrix product of a few left-over rows or columns takes other
 # kernels, which round differently: equal rows would have unequal similarities, and blocks would change results.
 _ROWS_STEP = 64
-_MAX_QUERY_ROWS = 1024
+_MAX_QUERY_ROWS = 2048
 # Bank rows in one matrix product: large enough for its speed, small enough that the result is still in the cache.
-_TILE_ROWS = 2048
+_TILE_ROWS = 1024
 _GROUP = 32
+DEFAULT_MEMORY_MIB = 512
 _LOWEST_KEY = torch.iinfo(torch.int64).min
 _INDEX_MASK = (1 << 32) - 1
 
@@ -48,7 +49,9 @@ class NeighbourSearch:
     the kernels of a matrix product may depend on its size, so similarities may differ in their last bits.
     """
 
-    def __init__(self, bank: Tensor, k: int, *, memory_mib: int = 256, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, bank: Tensor, k: int, *, memory_mib: int = DEFAULT_MEMORY_MIB, dtype: torch.dtype = torch.float32
+    ) -> None:
         """
         Args:
             bank: [N, D] of any length but zero, N < 2**32; a row of zeros is similar to nothing (0).

@@ -32,6 +32,7 @@ def test_rows_in_any_order_and_runs_make_one_store(tmp_path: Path) -> None:
     _write(first, [3, 0])
     first.flush()
     _write(first, [2])  # lost: it was never flushed
+    first.close()
     second = _writer(tmp_path / "s")
     assert second.missing() == [1, 2, 4]
     _write(second, [4, 2, 1])
@@ -62,6 +63,16 @@ def test_a_crash_while_the_files_are_made_leaves_nothing_to_resume(
     assert [p.name for p in tmp_path.iterdir()] == ["s.unfinished"]
 
 
+def test_two_runs_never_write_at_once(tmp_path: Path) -> None:
+    writer = _writer(tmp_path / "s")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"Another run is writing .*s.unfinished now; wait for it"):
+            _writer(tmp_path / "s", overwrite=overwrite)
+    writer.close()
+    again = _writer(tmp_path / "s", overwrite=True)
+    assert again.missing() == [0, 1, 2, 3, 4]
+
+
 def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "thesis.txt").write_text("years")
@@ -74,7 +85,7 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:
 def test_files_that_changed_under_the_same_dataset_string_are_another_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _writer(tmp_path / "s")
+    _writer(tmp_path / "s").close()
     monkeypatch.setattr(type(DATASET), "describe", lambda self, index: f"renamed {index}")
     with pytest.raises(ValueError, match=r"index_sha256: \w+ and \w+"):
         _writer(tmp_path / "s")
