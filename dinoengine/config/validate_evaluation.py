@@ -121,6 +121,8 @@ def _training_set_problems(cfg: CfgNode) -> Iterator[str]:
         ("TEST.LINEAR.VAL", cfg.TEST.LINEAR.VAL),
         ("TEST.LOGREG.TRAIN", cfg.TEST.LOGREG.TRAIN),
         ("TEST.LOGREG.VAL", cfg.TEST.LOGREG.VAL),
+        ("TEST.SEGMENTATION.TRAIN", cfg.TEST.SEGMENTATION.TRAIN),
+        ("TEST.DENSE_KNN.TRAIN", cfg.TEST.DENSE_KNN.TRAIN),
     ):
         if value:
             yield f"{key} {value} is for all test sets, and TEST.TRAIN_PER_TEST gives each its own; empty one of the two."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -65,8 +66,14 @@ class ReportingTrainer(DefaultTrainer):
 
     @property
     def _results_of(self) -> dict[str, Any]:
-        """What results belong to: finished iterations, and datasets."""
-        return {"iteration": self.iter, "datasets": list(self.cfg.DATASETS.TEST)}
+        """What results belong to: finished iterations, datasets, and all that decides how they are evaluated."""
+        cfg = self.cfg
+        how = "".join((cfg.TEST.dump(), cfg.INPUT.TEST.dump(), str(cfg.DATASETS.TRAIN)))
+        return {
+            "iteration": self.iter,
+            "datasets": list(cfg.DATASETS.TEST),
+            "evaluation_sha256": hashlib.sha256(how.encode()).hexdigest(),
+        }
 
     @property
     def _results_path(self) -> str:

@@ -62,7 +62,7 @@ class SSLTrainer(ReportingTrainer):
         tables: dict[str, Rows] = {}
         for dataset in cfg.DATASETS.TEST:
             rows = tables[dataset] = {}
-            if "pixels" in cfg.TEST.BASELINES:
+            if "pixels" in cfg.TEST.BASELINES and "knn" in cfg.TEST.EVALUATORS:
                 sets = match_label_sets(cfg, "knn", cfg.TEST.KNN.TRAIN, dataset, build_test_loader)
                 queries = build_test_loader(cfg, dataset)
                 pixels = pixel_knn_accuracy(cfg, sets.train_loader, queries, sets.train_labels)

@@ -17,6 +17,7 @@ from dinoengine.config import CfgNode
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.confusion import ConfusionMatrix, log_iou_per_class, segmentation_scores
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
+from dinoengine.evaluation.finite import FiniteCheck
 from dinoengine.evaluation.knn import knn_scores
 from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
 from dinoengine.evaluation.neighbours import DEFAULT_MEMORY_MIB, NeighbourSearch
@@ -57,6 +58,7 @@ class DenseKNNEvaluator(DatasetEvaluator):
         self._bank_classes: Tensor | None = None
         self._search: NeighbourSearch | None = None
         self._confusion = ConfusionMatrix(sets.num_classes)
+        self._finite = FiniteCheck()
 
     def prepare(self, model: nn.Module) -> None:
         """Sample the bank."""
@@ -75,10 +77,13 @@ class DenseKNNEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._confusion = ConfusionMatrix(self.sets.num_classes)
+        self._finite = FiniteCheck()
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         assert batch.masks is not None
-        scores = self._scores(output.patch_tokens.flatten(0, 1))  # [B * N, K]
+        self._finite.see(output.patch_tokens, batch.indices)
+        # Reported for all processes in evaluate(); a NaN has no neighbours, and an error here would be of one process.
+        scores = self._scores(output.patch_tokens.nan_to_num(0.0, 0.0, 0.0).flatten(0, 1))  # [B * N, K]
         scores = scores.view(len(batch), *output.grid, -1).permute(0, 3, 1, 2)
         self._confusion.add(scores, batch.masks, batch.indices)
 
@@ -98,6 +103,7 @@ class DenseKNNEvaluator(DatasetEvaluator):
         return torch.cat(scores)
 
     def evaluate(self) -> Results:
+        self._finite.finish()
         counts = self._confusion.finish()
         self._bank_classes = self._search = None  # features of the weights as they were; the next call has others
         log_iou_per_class(counts, self.sets.class_names, "Dense k-NN segmentation")

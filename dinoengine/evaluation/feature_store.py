@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ import torch
 
 import dinoengine
 from dinoengine.data import ImageDataset
-from dinoengine.evaluation.records import differing_settings
+from dinoengine.evaluation.records import differing_settings, index_sha256
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write
 
@@ -110,7 +109,7 @@ class StoreWriter:
         self.path, self.dataset = path, dataset
         self.folder = unfinished_path(path)
         rows = {name: {"shape": [len(dataset), *shape], "dtype": dtype} for name, (shape, dtype) in arrays.items()}
-        self.settings = {**settings, "index_sha256": _index_sha256(dataset), "arrays": rows}
+        self.settings = {**settings, "index_sha256": index_sha256(dataset), "arrays": rows}
         if comm.get_local_size() != comm.get_world_size():
             raise ValueError("Features are written by processes of one machine, which share its memory of the files.")
         self._lock: IO[str] | None = None
@@ -136,13 +135,12 @@ class StoreWriter:
             if path == self.folder and not self._take_lock():
                 return f"Another run is writing {path} now; wait for it, or end its processes."
             settings_path = os.path.join(path, file)
-            if not os.path.exists(settings_path):
+            there = _settings_in(settings_path)
+            if there is None:
                 return f"{path} exists and holds no features; name another place."
             if overwrite:
                 shutil.rmtree(path)
                 continue
-            with open(settings_path, encoding="utf-8") as opened:
-                there = json.load(opened)
             if different := differing_settings({key: there.get(key) for key in self.settings}, self.settings):
                 lines = "\n  ".join(different)
                 return (
@@ -231,10 +229,21 @@ class StoreWriter:
             }
             with atomic_write(os.path.join(self.folder, META_FILE), "w") as file:
                 json.dump(meta, file, indent=1)
-            os.remove(os.path.join(self.folder, _DONE_FILE))
-            os.remove(os.path.join(self.folder, _SETTINGS_FILE))
+            # Renamed first: whatever moment this is killed at, what is there is complete or can be gone on with.
             os.rename(self.folder, self.path)
+            os.remove(os.path.join(self.path, _DONE_FILE))
+            os.remove(os.path.join(self.path, _SETTINGS_FILE))
         comm.synchronize()
+
+
+def _settings_in(path: str) -> dict[str, Any] | None:
+    """What a file of settings or ``meta.json`` says; None if it is none of ours."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"arrays", "index_sha256"} <= found.keys() else None
 
 
 def index_rows(dataset: ImageDataset) -> list[dict[str, Any]]:
@@ -265,11 +274,3 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
-
-
-def _index_sha256(dataset: ImageDataset) -> str:
-    """Of names and labels: a folder whose files changed between two runs is not the same dataset."""
-    digest = hashlib.sha256()
-    for i in range(len(dataset)):
-        digest.update(f"{dataset.describe(i)}\0{dataset.label(i)}\n".encode())
-    return digest.hexdigest()

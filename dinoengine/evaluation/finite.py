@@ -21,7 +21,7 @@ class FiniteCheck:
     def see(self, values: Tensor, indices: Tensor) -> None:
         """[B, ...] of the images with these indices, [B]."""
         is_bad = ~torch.isfinite(values.flatten(1)).all(dim=1)
-        self._bad += indices[is_bad].tolist()
+        self._bad += indices.cpu()[is_bad.cpu()].tolist()
         self._num_seen += len(indices)
 
     def finish(self) -> None:

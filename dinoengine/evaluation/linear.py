@@ -30,7 +30,7 @@ from dinoengine.evaluation.linear_training import (
     feature_batches,
     train_heads,
 )
-from dinoengine.evaluation.records import FOLDER, dataset_in_file_name, preprocessing, weights_sha256
+from dinoengine.evaluation.records import FOLDER, dataset_in_file_name, index_sha256, preprocessing, weights_sha256
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write
@@ -276,7 +276,7 @@ class LinearEvaluator(DatasetEvaluator):
         cfg = self.sets.train_cfg
         return {
             "weights": self._weights,
-            "train": list(cfg.DATASETS.TRAIN),
+            "train_index_sha256": index_sha256(self.sets.train_crops.dataset.dataset),
             "classes": self.sets.train_crops.dataset.dataset.class_names,
             "preprocessing": preprocessing(cfg),
             "training": self._training(),

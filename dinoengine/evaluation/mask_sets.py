@@ -12,7 +12,7 @@ from torch import Tensor
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.build import LoaderFactory
-from dinoengine.evaluation.label_sets import labels_by_name, warn_of_shared_images
+from dinoengine.evaluation.label_sets import labels_by_name, training_strings, warn_of_shared_images
 from dinoengine.structures import IGNORE
 
 
@@ -51,12 +51,12 @@ def match_mask_sets(
 
     Args:
         evaluator: its name in TEST.EVALUATORS, for messages.
-        train: dataset strings; empty: DATASETS.TRAIN.
+        train: dataset strings; empty: TEST.TRAIN_PER_TEST or DATASETS.TRAIN.
 
     Raises:
         ValueError: if either has no masks, or they share no class; better now than after the training.
     """
-    strings = tuple(train or cfg.DATASETS.TRAIN)
+    strings = training_strings(cfg, train, test)
     if not strings:
         raise ValueError(_no_masks(evaluator, "its training set (none is named)"))
     train_loader = make_loader(cfg, strings)

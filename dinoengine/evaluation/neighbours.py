@@ -9,6 +9,7 @@ Shapes: Q queries, N rows of the bank, D features, q and n rows of a block of ea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -102,7 +103,8 @@ class NeighbourSearch:
             # Each tile contiguous: products are written faster than into columns of a wide matrix.
             used = (start - begin) * len(queries)
             tile = self._buffer[used : used + len(queries) * len(rows)].view(len(queries), len(rows))
-            torch.mm(queries, rows.T, out=tile)
+            with _full_precision():
+                torch.mm(queries, rows.T, out=tile)
             tile[:, max(0, self.num_rows - start) :] = -torch.inf  # rows that only fill up
             tiles.append(tile)
             maxima.append(tile.unflatten(1, (-1, _GROUP)).amax(dim=2))  # now, while the tile is in the cache
@@ -177,6 +179,17 @@ def _unit_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows of length 1, and rows of zeros up to a multiple of _ROWS_STEP."""
     unit = F.normalize(rows.detach().float(), dim=1).to(dtype)
     return F.pad(unit, (0, 0, 0, -len(rows) % _ROWS_STEP))
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 products in float32 on CUDA, too; FLOAT32_PRECISION would let them be TF32, with the mantissa of float16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _steps(rows: int) -> int:

@@ -15,14 +15,24 @@ from torch import nn
 
 import dinoengine
 from dinoengine.config import CfgNode
+from dinoengine.data import ImageDataset
+from dinoengine.evaluation.label_sets import training_strings
 from dinoengine.utils.file_io import atomic_write
 
 FOLDER = "eval"
 
+_FACTS = ("num_heads", "interpolate_antialias", "interpolate_offset")
+
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of names, shapes, types and values of a model's state: the same weights from any file give the same."""
+    """SHA-256 of names, shapes, types and values of a model's state: the same weights from any file give the same.
+
+    Settings that make other features of the same tensors (number of heads, interpolation of positions) count as well.
+    """
     digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        facts = [f"{fact}={getattr(module, fact)}" for fact in _FACTS if hasattr(module, fact)]
+        digest.update(f"{name} {facts};".encode() if facts else b"")
     for name, tensor in sorted(model.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
@@ -39,7 +49,23 @@ def preprocessing(cfg: CfgNode) -> dict[str, Any]:
         "crop_size_px": list(test.CROP_SIZE_PX),
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": list(cfg.MODEL.PIXEL_STD),
+        "float32_precision": cfg.FLOAT32_PRECISION,
     }
+
+
+def _sets_of(cfg: CfgNode, task: str, dataset: str) -> dict[str, list[str]]:
+    """The datasets that an evaluator learns from and chooses on; none for those without keys for them."""
+    keys = cfg.TEST.get(task.upper(), {})
+    sets = {"train": training_strings(cfg, keys["TRAIN"], dataset)} if "TRAIN" in keys else {}
+    return {name: list(strings) for name, strings in (*sets.items(), ("val", keys.get("VAL"))) if strings}
+
+
+def index_sha256(dataset: ImageDataset) -> str:
+    """Of names and labels: a folder whose files changed between two runs is not the same dataset."""
+    digest = hashlib.sha256()
+    for i in range(len(dataset)):
+        digest.update(f"{dataset.describe(i)}\0{dataset.label(i)}\n".encode())
+    return digest.hexdigest()
 
 
 def make_record(
@@ -64,7 +90,7 @@ def make_record(
         "dataset": dataset,
         "num_images": num_images,
         "results": results,
-        "protocol": protocol,
+        "protocol": {task: {**settings, **_sets_of(cfg, task, dataset)} for task, settings in protocol.items()},
         "preprocessing": preprocessing(cfg),
         "weights": {
             "sha256": weights_sha256(model),
@@ -85,10 +111,11 @@ def save_record(record: Mapping[str, Any], output_dir: str) -> str:
     iteration = weights["iteration"]
     which = f"weights_{weights['sha256'][:8]}" if iteration is None else f"iter_{iteration:07d}"
     dataset = dataset_in_file_name(record["dataset"])
-    way = hashlib.sha256(json.dumps([record["protocol"], record["preprocessing"]], sort_keys=True).encode())
+    what = [record["dataset"], record["protocol"], record["preprocessing"]]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     folder = os.path.join(output_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f"{which}-{dataset}-{way.hexdigest()[:4]}.json")
+    path = os.path.join(folder, f"{which}-{dataset}-{digest[:8]}.json")
     with atomic_write(path, "w") as file:
         json.dump(record, file, indent=1)
         file.write("\n")

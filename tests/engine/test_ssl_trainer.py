@@ -102,6 +102,13 @@ def test_a_finished_run_resumed_shows_its_table_and_changes_nothing(
     } == before
 
 
+def test_a_finished_run_is_evaluated_again_when_asked_for_something_else(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.SOLVER.MAX_ITER = 2
+    _train(tiny_cfg)
+    tiny_cfg.merge_from_list(["TEST.EVALUATORS", "('label_free',)", "TEST.BASELINES", "('pixels',)"])
+    assert _train(tiny_cfg, resume=True).last_results.keys() == {"label_free"}
+
+
 def test_a_run_that_stopped_early_has_its_end_and_resumes_only_with_another_patience(
     tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from dinoengine.config import CfgNode
 from dinoengine.data import build_test_loader
 from dinoengine.evaluation import DenseKNNEvaluator, build_evaluator, inference_on_dataset
-from dinoengine.structures import IGNORE
+from dinoengine.structures import IGNORE, BackboneOutput
 from tests.evaluation.dense_fakes import ColourPatches, ConstantPatches, use_masks
 from tests.masks import CELL_PX
 
@@ -82,3 +82,27 @@ def test_every_key_arrives(knn_cfg: CfgNode) -> None:
     (evaluator,) = build_evaluator(knn_cfg, knn_cfg.DATASETS.TEST[0]).evaluators
     assert evaluator.protocol() == {"dense_knn": {**settings, "num_train_images": 10}}
     assert evaluator.memory_mib == 11  # type: ignore[attr-defined]
+
+
+def test_features_that_are_not_finite_name_the_images(knn_cfg: CfgNode) -> None:
+    """In the test set: a NaN has no neighbours, and an error in the search would be one of this process alone."""
+
+    class BrokenLater(ColourPatches):
+        broken = False
+
+        def forward(self, images: torch.Tensor) -> BackboneOutput:
+            output = super().forward(images)
+            if self.broken:
+                output.patch_tokens[1] = torch.nan
+            return output
+
+    model = BrokenLater()
+    test = knn_cfg.DATASETS.TEST[0]
+    evaluator = build_evaluator(knn_cfg, test)
+    evaluator.prepare(model)
+    evaluator.reset()
+    model.broken = True
+    for batch in build_test_loader(knn_cfg, test):
+        evaluator.process(batch, model(batch.images))
+    with pytest.raises(ValueError, match=r"images are not finite, e\.g\. images number \[1"):
+        evaluator.evaluate()

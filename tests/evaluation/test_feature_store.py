@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,39 @@ def test_the_parquet_index_is_the_same_table(tmp_path: Path) -> None:
     _write(writer, [0, 1, 2, 3, 4])
     writer.finish(parquet=True)
     assert parquet.read_table(tmp_path / "s" / "index.parquet").to_pylist() == index_rows(DATASET)
+
+
+def test_a_meta_file_of_something_else_does_not_make_a_store(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "meta.json").write_text('{"my": "dataset"}')
+    with pytest.raises(ValueError, match=r"holds no features; name another place"):
+        _writer(tmp_path / "s", overwrite=True)
+    assert (tmp_path / "s" / "meta.json").exists()
+
+
+@pytest.mark.parametrize("call", range(3))
+def test_a_crash_at_any_moment_of_the_end_can_be_gone_on_from(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def crash(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) > call:
+            raise KeyboardInterrupt
+        original[len(args)](*args)
+
+    original = {1: os.remove, 2: os.rename}
+    writer = _writer(tmp_path / "s")
+    _write(writer, [0, 1, 2, 3, 4])
+    monkeypatch.setattr(os, "remove", crash)
+    monkeypatch.setattr(os, "rename", crash)
+    with pytest.raises(KeyboardInterrupt):
+        writer.finish()
+    monkeypatch.undo()
+    writer.close()
+    again = _writer(tmp_path / "s")
+    if not again.is_finished:
+        assert again.missing() == []
+        again.finish()
+    np.testing.assert_array_equal(FeatureStore(str(tmp_path / "s")).features["x"], ROWS)

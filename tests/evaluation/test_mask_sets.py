@@ -61,3 +61,13 @@ def test_what_does_not_fit_is_refused(tiny_cfg: CfgNode, tmp_path: Path) -> None
     tiny_cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match=r"its training set \(none is named\)"):
         match([], good)
+
+
+def test_each_test_set_may_have_a_training_set_of_its_own(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    names = ["sky", "tree", "car"]
+    trains = [_folder(tmp_path / name, names) for name in ("train0", "train1")]
+    tests = [_folder(tmp_path / name, names) for name in ("test0", "test1")]
+    tiny_cfg.merge_from_list(["DATASETS.TEST", tuple(tests), "TEST.TRAIN_PER_TEST", tuple(trains)])
+    for i, test in enumerate(tests):
+        sets = match_mask_sets(tiny_cfg, "dense_knn", [], test, build_test_loader)
+        assert f"/train{i}/" in sets.train_set.describe(0)

@@ -10,6 +10,7 @@ from torch import nn
 
 from dinoengine.config import CfgNode
 from dinoengine.evaluation import differences, make_record, save_record, weights_sha256
+from dinoengine.modeling.backbone import VisionTransformer
 
 
 def _record(cfg: CfgNode, **changes: Any) -> dict[str, Any]:
@@ -72,7 +73,37 @@ def test_what_makes_two_results_incomparable_is_named(tiny_cfg: CfgNode) -> None
         "num_images: 10 and 11",
         "protocol.knn.temperature: 0.07 and 0.1",
         "protocol.linear.epochs: none and 1",
+        f"protocol.linear.train: none and {list(tiny_cfg.DATASETS.TRAIN)}",
     ]
     other = tiny_cfg.clone()
     other.INPUT.TEST.CROP_SIZE_PX = (16,)
     assert [d.split(":")[0] for d in differences(first, _record(other))] == ["preprocessing.crop_size_px"]
+
+
+def test_the_hash_knows_what_makes_other_features_of_the_same_tensors() -> None:
+    def model(**settings: Any) -> nn.Module:
+        torch.manual_seed(0)
+        sizes = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": (8, 8)}
+        return VisionTransformer(**{**sizes, **settings})
+
+    usual = weights_sha256(model())
+    assert weights_sha256(model()) == usual
+    for change in ({"num_heads": 4}, {"interpolate_antialias": True}, {"interpolate_offset": 0.0}):
+        assert weights_sha256(model(**change)) != usual
+    assert weights_sha256(model(drop_path_rate=0.5)) == usual  # training only
+
+
+def test_training_sets_are_part_of_the_protocol(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.DATASETS.TRAIN = ("folder:/a",)
+    first = _record(tiny_cfg)
+    assert first["protocol"]["knn"]["train"] == ["folder:/a"]
+    tiny_cfg.TEST.KNN.TRAIN = ("folder:/b",)
+    assert [d.split(":")[0] for d in differences(first, _record(tiny_cfg))] == ["protocol.knn.train"]
+
+
+def test_datasets_with_alike_names_keep_their_files(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    paths = {
+        save_record(_record(tiny_cfg, model=model, dataset=d), str(tmp_path)) for d in ("folder:/a/b", "folder:/a_b")
+    }
+    assert len(paths) == 2
