@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
 from dinoengine.evaluation.comparison import read_record, render
+from dinoengine.evaluation.linear import HEADS_FILE
 from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = """
@@ -43,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     records: dict[str, Any] = {}
     num_failed = 0
     for path in args.files:
+        if os.path.basename(path).startswith(
+            HEADS_FILE
+        ):  # beside the records; what the examples' eval/*.json finds, too
+            continue
         try:
             records[path] = read_record(path)
         except (ValueError, OSError) as error:

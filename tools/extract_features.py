@@ -10,6 +10,8 @@ from typing import Any
 # Before torch: threads that wait must sleep, not spin; see tools/train_net.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import torch
+
 from dinoengine.checkpoint import evaluation_config, feature_model
 from dinoengine.checkpoint.arguments import layout_table, reading_arguments, reading_options, writing_arguments
 from dinoengine.checkpoint.layouts import read_weights
@@ -117,7 +119,9 @@ def extract(args: argparse.Namespace, device: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with exit_on_user_error():
-        device, num_processes = resolve_device(args.device, args.num_processes)
+        # resolve_device counts GPUs; on a machine without any the processes are on the CPU.
+        device = "cpu" if args.device == "auto" and not torch.cuda.is_available() else args.device
+        device, num_processes = resolve_device(device, args.num_processes)
     launch(extract, num_processes, args=(args, device), device=device)
     return 0
 

@@ -37,6 +37,8 @@ from dinoengine.utils.file_io import atomic_write
 
 logger = logging.getLogger(__name__)
 
+HEADS_FILE = "linear_heads-"
+
 
 @dataclass(frozen=True)
 class ProbeSets:
@@ -233,7 +235,7 @@ class LinearEvaluator(DatasetEvaluator):
         }
         os.makedirs(os.path.join(self.output_dir, FOLDER), exist_ok=True)
         name = (
-            f"linear_heads-{self._weights[:8]}-{dataset_in_file_name(self.dataset)}-{self._checkpoint.digest[:4]}.json"
+            f"{HEADS_FILE}{self._weights[:8]}-{dataset_in_file_name(self.dataset)}-{self._checkpoint.digest[:4]}.json"
         )
         path = os.path.join(self.output_dir, FOLDER, name)
         with atomic_write(path, "w") as file:

@@ -46,7 +46,7 @@ def preprocessing(cfg: CfgNode) -> dict[str, Any]:
     return {
         "format": cfg.INPUT.FORMAT,
         "resize_px": test.RESIZE_PX,
-        "crop_size_px": list(test.CROP_SIZE_PX),
+        "crop_size_px": [test.CROP_SIZE_PX[0], test.CROP_SIZE_PX[-1]],
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": list(cfg.MODEL.PIXEL_STD),
         "float32_precision": cfg.FLOAT32_PRECISION,

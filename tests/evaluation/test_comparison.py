@@ -81,6 +81,8 @@ def test_the_command_shows_what_it_can_and_names_the_rest(tmp_path: Path, capsys
     good.write_text(json.dumps(_record()))
     bad.write_bytes(b"\xff\xfe")
     assert compare_results.main([str(good)]) == 0
+    (tmp_path / "linear_heads-1-x.json").write_text("{}")  # lies beside the records, as eval/*.json finds it
+    assert compare_results.main([str(good), str(tmp_path / "linear_heads-1-x.json")]) == 0
     assert "Group 1 of 1" in capsys.readouterr().out
     assert compare_results.main([str(bad), str(good), str(tmp_path / "gone.json")]) == 2
     shown = capsys.readouterr()

@@ -126,7 +126,7 @@ def test_meta_says_what_the_features_are(tmp_path: Path) -> None:
     assert meta["weights_sha256"] == weights_sha256(model)
     assert meta["weights_file"] == "w.pth"
     assert (meta["dataset"], meta["num_images"]) == (DATA, 11)
-    assert meta["preprocessing"]["crop_size_px"] == [16]
+    assert meta["preprocessing"]["crop_size_px"] == [16, 16]
     assert meta["arrays"]["patch"] == {"shape": [11, 4, 8], "dtype": "float32"}
     assert len(meta["class_names"]) == 3
 
@@ -158,7 +158,7 @@ def test_an_interrupted_run_is_no_store_and_goes_on_where_it_was(tmp_path: Path,
     [
         ({"extraction": Extraction(normalize=True)}, "extraction.normalize: False and True"),
         ({"dataset": DATA + ":seed=1"}, f"dataset: {DATA} and {DATA}:seed=1"),
-        ({"cfg": _cfg(crop=8)}, "preprocessing.crop_size_px: [16] and [8]"),
+        ({"cfg": _cfg(crop=8)}, "preprocessing.crop_size_px: [16, 16] and [8, 8]"),
         ({"cfg": _cfg(batch_size=2)}, ""),
     ],
 )

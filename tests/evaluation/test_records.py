@@ -48,7 +48,9 @@ def test_a_record_is_a_json_file_that_says_of_what_it_is(tiny_cfg: CfgNode, tmp_
     assert path.name.startswith("iter_0000199-folder_data_my_val-")
     assert json.loads(path.read_text()) == record
     assert record["weights"]["iteration"] == 199
-    assert record["preprocessing"]["crop_size_px"] == list(tiny_cfg.INPUT.TEST.CROP_SIZE_PX)
+    assert (
+        record["preprocessing"]["crop_size_px"] == [*tiny_cfg.INPUT.TEST.CROP_SIZE_PX] * 2
+    )  # (16,) and (16, 16) are the same
 
 
 def test_weights_from_a_file_are_named_and_each_protocol_keeps_its_file(tiny_cfg: CfgNode, tmp_path: Path) -> None:

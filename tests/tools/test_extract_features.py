@@ -34,7 +34,7 @@ def test_the_command_writes_what_the_model_gives(weights: str, tmp_path: Path) -
     assert _run(weights, tmp_path / "out", *options) == 0
     store = FeatureStore(str(tmp_path / "out"))
     assert {name: array.shape for name, array in store.features.items()} == {"cls": (7, 128), "patch": (7, 4, 128)}
-    assert store.meta["preprocessing"]["crop_size_px"] == [14]
+    assert store.meta["preprocessing"]["crop_size_px"] == [14, 14]
     assert store.meta["weights_file"] == weights
     cfg = get_cfg()
     cfg.merge_from_list(["INPUT.TEST.RESIZE_PX", 0, "INPUT.TEST.CROP_SIZE_PX", 14, "DATALOADER.NUM_WORKERS", 0])

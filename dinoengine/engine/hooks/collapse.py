@@ -133,7 +133,7 @@ class CollapseGuard(HookBase):
         return (
             f"last_checkpoint is now {os.path.basename(last_path)}, the last one before it; those after it are "
             "called collapsed_*.pth. With the same settings the run would collapse again from there, so it was ended. Go "
-            "on with one of these keys changed:\n"
+            "on with one of these keys changed (not those of a new run, which change what the checkpoint holds):\n"
             f"  python tools/train_net.py --config-file {folder}/config.yaml --resume KEY VALUE"
         )
 

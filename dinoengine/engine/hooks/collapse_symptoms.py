@@ -37,21 +37,21 @@ _FEWEST_IMAGES = 8
 
 _CONSTANT_ADVICE = (
     "look at the crops (tools/show_config.py --inputs), set MODEL.LOSS.KOLEO_WEIGHT 0.1 or more, lower SOLVER.BASE_LR, "
-    "raise SOLVER.WARMUP_ITERS, set MODEL.LOSS.CENTERING sinkhorn_knopp"
+    "raise SOLVER.WARMUP_ITERS; in a new run set MODEL.LOSS.CENTERING sinkhorn_knopp"
 )
 ADVICE = {
     CONSTANT: _CONSTANT_ADVICE,
     UNIFORM: (
-        "lower MODEL.TEACHER.TEMP and MODEL.TEACHER.WARMUP_TEMP, lower MODEL.DINO_HEAD.NUM_PROTOTYPES, and for a short run "
-        "MODEL.TEACHER.MOMENTUM"
+        "lower MODEL.TEACHER.TEMP and MODEL.TEACHER.WARMUP_TEMP, for a short run MODEL.TEACHER.MOMENTUM; in a new "
+        "run lower MODEL.DINO_HEAD.NUM_PROTOTYPES"
     ),
     SINGLE: (
-        "set MODEL.LOSS.CENTERING sinkhorn_knopp (or lower MODEL.LOSS.CENTER_MOMENTUM), raise MODEL.TEACHER.TEMP, raise "
-        "SOLVER.FREEZE_LAST_LAYER_ITERS"
+        "lower MODEL.LOSS.CENTER_MOMENTUM, raise MODEL.TEACHER.TEMP, raise SOLVER.FREEZE_LAST_LAYER_ITERS; in a new "
+        "run set MODEL.LOSS.CENTERING sinkhorn_knopp"
     ),
     STUCK: (
-        "lower MODEL.TEACHER.TEMP, lower MODEL.DINO_HEAD.NUM_PROTOTYPES, raise SOLVER.BASE_LR or SOLVER.IMS_PER_BATCH, set "
-        "SOLVER.LAYER_DECAY 1.0"
+        "lower MODEL.TEACHER.TEMP, raise SOLVER.BASE_LR or SOLVER.IMS_PER_BATCH, set SOLVER.LAYER_DECAY 1.0; in "
+        "a new run lower MODEL.DINO_HEAD.NUM_PROTOTYPES"
     ),
     CONSTANT_IN_TEST: _CONSTANT_ADVICE,
     DIMENSIONAL: (

@@ -83,7 +83,7 @@ def test_advice_names_keys_that_exist(tiny_cfg: CfgNode) -> None:
     assert ADVICE.keys() == {*STEP_KINDS, *TEST_KINDS} == {*STEP_CASES, *TEST_KINDS}
     known = _keys(tiny_cfg)
     for text in ADVICE.values():
-        for word in text.replace(",", " ").replace(")", " ").split():
+        for word in text.replace(",", " ").replace(";", " ").replace(")", " ").split():
             if word.split(".")[0] in ("MODEL", "SOLVER", "INPUT"):
                 assert word in known, suggest(word, known)
 
