@@ -19,6 +19,11 @@ from dinoengine.structures import BackboneOutput, ClassifierOutput, ImageBatch
 TOP = 5
 
 
+def tops_of(num_classes: int) -> tuple[int, ...]:
+    """The k of the top-k accuracies that are reported: 1, and 5 with more than five classes."""
+    return (1, TOP) if num_classes > TOP else (1,)
+
+
 def ranks_of(logits: Tensor, labels: Tensor) -> Tensor:
     """How many classes come before the right one: 0 is top-1.
 
@@ -83,7 +88,7 @@ class ClassificationEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> Results:
         ranks = self._ranks.finish().features[:, 0]  # every image exactly once, of all processes
-        tops = (1, TOP) if self.num_classes > TOP else (1,)
+        tops = tops_of(self.num_classes)
         counts = {f"top{top}": int((ranks < top).sum()) for top in tops}
         return {"classification": {name: 100.0 * count / len(ranks) for name, count in counts.items()}}
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
-from dinoengine.evaluation.classification import TOP, ranks_of
+from dinoengine.evaluation.classification import ranks_of, tops_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector, Features, dataset_of, extract_features
 from dinoengine.evaluation.label_sets import match_label_sets, no_labels
@@ -150,7 +150,7 @@ def _accuracy(
     known = torch.searchsorted(classes, queries.labels).clamp(max=len(classes) - 1)
     right = torch.where(classes[known] == queries.labels, known, -1).to(device)  # -1: a class the bank lacks
     bank_classes = bank_classes.to(device)
-    tops = (1, TOP) if len(classes) > TOP else (1,)
+    tops = tops_of(len(classes))
     start, stop = (len(queries) * rank // comm.get_world_size() for rank in (comm.get_rank(), comm.get_rank() + 1))
     search = NeighbourSearch(bank.to(device), max(used.values()), memory_mib=memory_mib, dtype=dtype)
     num_votes = max(1, memory_mib * 2**20 // (16 * len(classes)))  # queries whose votes are counted at a time

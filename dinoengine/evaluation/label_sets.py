@@ -76,10 +76,9 @@ def match_label_sets(
     train_names = class_names(train_set, evaluator, f"its training set {list(strings)}")
     test_names = class_names(test_set, evaluator, f"the {which} {test!r}")
     train_labels = labels_by_name(train_names, test_names)
-    extra = [name for name in train_names if name not in set(test_names)]  # in the order labels_by_name numbers them
     warn_of_shared_images(train_set, test_set, f"{which} {test!r}")
     _warn_of_single_images(train_set, train_names)
-    return LabelSets(strings, train_loader, train_labels, [*test_names, *extra])
+    return LabelSets(strings, train_loader, train_labels, joined_names(train_names, test_names))
 
 
 def training_strings(cfg: CfgNode, train: Sequence[str], test: str | Sequence[str]) -> tuple[str, ...]:
@@ -93,11 +92,10 @@ def training_strings(cfg: CfgNode, train: Sequence[str], test: str | Sequence[st
 
 def no_labels(evaluator: str, which: str) -> str:
     """The message for a set without labels; ``which`` says which."""
-    own = {"knn": "TEST.KNN.TRAIN"}.get(evaluator, f"TEST.{evaluator.upper()}.TRAIN")
     return (
         f"The evaluator {evaluator!r} needs labels, and {which} has none. Give labelled datasets in DATASETS.TEST and "
-        f"{own} (if that is empty, DATASETS.TRAIN), e.g. a folder with one sub-folder per class; or take {evaluator!r} "
-        "out of TEST.EVALUATORS."
+        f"TEST.{evaluator.upper()}.TRAIN (if that is empty, DATASETS.TRAIN), e.g. a folder with one sub-folder per class; or "
+        f"take {evaluator!r} out of TEST.EVALUATORS."
     )
 
 
@@ -125,6 +123,11 @@ def labels_by_name(train_names: Sequence[str], test_names: Sequence[str]) -> lis
     if only_in_test := sorted(index.keys() - set(train_names)):
         logger.warning("No training image has the class(es) %s of the test set.", _some(only_in_test))
     return [index.setdefault(name, len(index)) for name in train_names]
+
+
+def joined_names(train_names: Sequence[str], test_names: Sequence[str]) -> list[str]:
+    """Class names by the labels that ``labels_by_name`` gives: those of the test set, then those it lacks."""
+    return list(dict.fromkeys((*test_names, *train_names)))
 
 
 def shared_images(first: ImageDataset, second: ImageDataset) -> list[str]:

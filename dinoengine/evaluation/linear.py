@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dinoengine.config import CfgNode
 from dinoengine.data import build_train_loader
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
-from dinoengine.evaluation.classification import TOP
+from dinoengine.evaluation.classification import tops_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector
 from dinoengine.evaluation.label_sets import match_label_sets, training_strings
@@ -182,7 +182,7 @@ class LinearEvaluator(DatasetEvaluator):
     def evaluate(self) -> Results:
         ranks = self._ranks.finish().features  # [images, heads], every image once, of all processes
         num_classes = self._heads.num_classes
-        tops = {f"top{top}": _percent_within(ranks, top) for top in ((1, TOP) if num_classes > TOP else (1,))}
+        tops = {f"top{top}": _percent_within(ranks, top) for top in tops_of(num_classes)}
         if self._val_ranks is not None:
             tops["val_top1"] = _percent_within(self._val_ranks, 1)
         chosen = tops["top1"] if self._val_ranks is None else tops["val_top1"]

@@ -19,7 +19,7 @@ from torch import nn
 
 from dinoengine.config import CfgNode
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
-from dinoengine.evaluation.classification import TOP
+from dinoengine.evaluation.classification import tops_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features
 from dinoengine.evaluation.label_sets import match_label_sets
@@ -221,7 +221,7 @@ class LogregEvaluator(DatasetEvaluator):
                 self.settings.max_iter,
                 self.settings.tol,
             )
-        hits = {f"top{k}": regression.hits(test, k) for k in ((1, TOP) if len(self.class_names) > TOP else (1,))}
+        hits = {f"top{k}": regression.hits(test, k) for k in tops_of(len(self.class_names))}
         results = {name: float(100.0 * found.mean()) for name, found in hits.items()}
         return {"logreg": {**results, "mean_per_class": mean_per_class(hits["top1"], test.labels)}}
 

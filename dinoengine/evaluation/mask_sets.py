@@ -12,7 +12,7 @@ from torch import Tensor
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.build import LoaderFactory
-from dinoengine.evaluation.label_sets import labels_by_name, training_strings, warn_of_shared_images
+from dinoengine.evaluation.label_sets import joined_names, labels_by_name, training_strings, warn_of_shared_images
 from dinoengine.structures import IGNORE
 
 
@@ -72,16 +72,15 @@ def match_mask_sets(
             "are matched by their names in classes.txt."
         )
     numbers = labels_by_name(train_names, test_names)
-    extra = [name for name in train_names if name not in set(test_names)]  # in the order labels_by_name numbers them
-    if len(test_names) + len(extra) > IGNORE:
+    names = joined_names(train_names, test_names)
+    if len(names) > IGNORE:
         raise ValueError(
-            f"The masks of training and test set have {len(test_names) + len(extra)} classes together; at most {IGNORE} "
-            "are possible."
+            f"The masks of training and test set have {len(names)} classes together; at most {IGNORE} are possible."
         )
     train_classes = torch.full((256,), IGNORE, dtype=torch.uint8)
     train_classes[: len(numbers)] = torch.tensor(numbers, dtype=torch.uint8)
     warn_of_shared_images(train_set, test_set, f"test set {test!r}")
-    return MaskSets(train_loader, train_classes, [*test_names, *extra])
+    return MaskSets(train_loader, train_classes, names)
 
 
 def _no_masks(evaluator: str, which: str) -> str:

@@ -14,7 +14,7 @@ from dinoengine.evaluation.confusion import ConfusionMatrix, log_iou_per_class, 
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
 from dinoengine.evaluation.segmentation_head import ProbeSchedule, SegmentationHead, train_segmentation_head
-from dinoengine.modeling.meta_arch.classifier import last_outputs
+from dinoengine.modeling import last_outputs
 from dinoengine.modeling.meta_arch.feature_model import FeatureModel
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
