@@ -94,8 +94,8 @@ def no_labels(evaluator: str, which: str) -> str:
     """The message for a set without labels; ``which`` says which."""
     return (
         f"The evaluator {evaluator!r} needs labels, and {which} has none. Give labelled datasets in DATASETS.TEST and "
-        f"TEST.{evaluator.upper()}.TRAIN (if that is empty, DATASETS.TRAIN), e.g. a folder with one sub-folder per class; or "
-        f"take {evaluator!r} out of TEST.EVALUATORS."
+        f"TEST.{evaluator.upper()}.TRAIN (if that is empty, DATASETS.TRAIN), e.g. a folder with one sub-folder per class; "
+        f"or take {evaluator!r} out of TEST.EVALUATORS."
     )
 
 
