@@ -9,11 +9,15 @@ from __future__ import annotations
 import functools
 import gc
 import os
-from typing import Any
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 def is_distributed() -> bool:
@@ -100,6 +104,37 @@ def broadcast_object(data: Any, src: int = 0) -> Any:
     box = [data]
     dist.broadcast_object_list(box, src=src, group=_object_group())
     return box[0]
+
+
+def on_main_process(function: Callable[[], Result]) -> Result:
+    """Run ``function`` on rank 0 alone; its result, or its error, is that of every rank.
+
+    What one rank does with files goes through here: an error that only rank 0 saw would leave the others waiting for it
+    in their next collective.
+
+    Raises:
+        Exception: what ``function`` raised; on other ranks a copy, or a RuntimeError with its text where it has no copy.
+    """
+    outcome: tuple[Result | None, Exception | None] = (None, None)
+    if is_main_process():
+        try:
+            outcome = (function(), None)
+        except Exception as error:
+            broadcast_object((None, _with_copy(error)))
+            raise
+    result, problem = broadcast_object(outcome)
+    if problem is not None:
+        raise problem
+    return result
+
+
+def _with_copy(error: Exception) -> Exception:
+    """The error, or one with its text if it cannot be pickled and made again."""
+    try:
+        pickle.loads(pickle.dumps(error))  # of an object of this process
+    except Exception:  # whatever __reduce__ or __init__ of a foreign class raises
+        return RuntimeError(f"{type(error).__name__} on rank 0: {error}")
+    return error
 
 
 def shared_random_seed() -> int:

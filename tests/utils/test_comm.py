@@ -40,6 +40,12 @@ def test_alone_objects_come_back() -> None:
     assert comm.broadcast_object(data) is data
 
 
+def test_alone_the_main_process_runs_and_raises() -> None:
+    assert comm.on_main_process(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        comm.on_main_process(lambda: 1 // 0)
+
+
 def test_alone_reductions_keep_the_values() -> None:
     x = torch.tensor([1.0, -2.0])
     assert torch.equal(comm.all_reduce_sum(x), x)
@@ -98,6 +104,24 @@ def _check_gather(rank: int, folder: Path) -> None:
 def _check_broadcast_object(rank: int, folder: Path) -> None:
     for src in (0, 1):
         assert comm.broadcast_object({"rank": rank}, src=src) == {"rank": src}
+
+
+class _NoCopyError(Exception):
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} in {where}")
+
+
+def _check_on_main_process(rank: int, folder: Path) -> None:
+    assert comm.on_main_process(lambda: comm.get_rank() + 5) == 5
+    with pytest.raises(FileNotFoundError, match="gone"):
+        comm.on_main_process((folder / "gone").read_text)
+    with pytest.raises((_NoCopyError, RuntimeError), match="nothing in the box"):
+        comm.on_main_process(lambda: _raise(_NoCopyError("nothing", "the box")))
+    comm.synchronize()  # no rank is left behind in a collective
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _check_shared_random_seed(rank: int, folder: Path) -> None:
@@ -189,6 +213,7 @@ CHECKS: dict[str, Callable[[int, Path], None]] = {
         _check_all_gather,
         _check_gather,
         _check_broadcast_object,
+        _check_on_main_process,
         _check_shared_random_seed,
         _check_all_reduce,
         _check_reductions_of_unusual_layouts,
