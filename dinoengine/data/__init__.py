@@ -8,7 +8,7 @@ from dinoengine.data.catalog import (
     build_datasets,
 )
 from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
-from dinoengine.data.datasets import Digits, FashionMNIST, ImageFolder, MaskFolder, Synthetic
+from dinoengine.data.datasets import VOC2007, Digits, FashionMNIST, ImageFolder, MaskFolder, Synthetic
 from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
@@ -17,6 +17,7 @@ from dinoengine.data.single_crop import SingleCrop
 __all__ = [
     "AUGMENTATION_REGISTRY",
     "DATASET_REGISTRY",
+    "VOC2007",
     "BlockMasking",
     "CenterCropTransform",
     "ConcatImageDataset",

@@ -28,10 +28,13 @@ class ImageDataset(abc.ABC):
 
     Attributes:
         class_names: name of each label 0..n-1; None without labels.
+        multi_label_class_names: name of each class 0..n-1 where an image may show several; None otherwise. Such a dataset
+            is multi-label: it has no ``class_names``.
         mask_class_names: name of each class 0..n-1 that a pixel may have; None without masks.
     """
 
     class_names: list[str] | None = None
+    multi_label_class_names: list[str] | None = None
     mask_class_names: list[str] | None = None
 
     @abc.abstractmethod
@@ -43,6 +46,15 @@ class ImageDataset(abc.ABC):
 
     def label(self, index: int) -> int | None:
         """The label at ``index``, without decoding the image; None when there is none."""
+        return None
+
+    def multi_label(self, index: int) -> np.ndarray | None:
+        """Which classes the image at ``index`` shows, without decoding it.
+
+        Returns:
+            [K] int8 by ``multi_label_class_names``: 1 it shows the class, -1 it does not, 0 it does not count for this
+            class; None for a dataset that is not multi-label.
+        """
         return None
 
     def load_mask(self, index: int) -> np.ndarray | None:
@@ -68,13 +80,15 @@ class ImageDataset(abc.ABC):
 
 
 class ConcatImageDataset(ImageDataset):
-    """Several datasets one after the other. It has labels (masks) if all have the same class names (of their masks)."""
+    """Several datasets one after the other. It has labels of one kind if all have the same class names of that kind."""
 
     def __init__(self, datasets: Sequence[ImageDataset]) -> None:
         self.datasets = list(datasets)
         self._ends = list(itertools.accumulate(len(d) for d in self.datasets))
         names = self.datasets[0].class_names
         self.class_names = names if all(d.class_names == names for d in self.datasets) else None
+        names = self.datasets[0].multi_label_class_names
+        self.multi_label_class_names = names if all(d.multi_label_class_names == names for d in self.datasets) else None
         names = self.datasets[0].mask_class_names
         self.mask_class_names = names if all(d.mask_class_names == names for d in self.datasets) else None
 
@@ -95,6 +109,10 @@ class ConcatImageDataset(ImageDataset):
         dataset, inner = self._locate(index)
         return dataset.label(inner) if self.has_labels else None
 
+    def multi_label(self, index: int) -> np.ndarray | None:
+        dataset, inner = self._locate(index)
+        return dataset.multi_label(inner) if self.multi_label_class_names is not None else None
+
     def load_mask(self, index: int) -> np.ndarray | None:
         dataset, inner = self._locate(index)
         return dataset.load_mask(inner) if self.mask_class_names is not None else None
@@ -108,8 +126,13 @@ def require_labels(dataset: ImageDataset, num_classes: int, which: str) -> None:
     """See that a dataset can train a classifier with this many classes; ``which`` it is, for messages.
 
     Raises:
-        ValueError: if it has no labels, or another number of classes.
+        ValueError: if it has no labels, sets of classes for labels, or another number of classes.
     """
+    if dataset.multi_label_class_names is not None:
+        raise ValueError(
+            f"A classifier is trained with one class per image, and {which} is multi-label; the evaluator 'logreg' takes "
+            "such sets."
+        )
     if dataset.class_names is None:
         raise ValueError(
             f"A classifier is trained with labels, and {which} has none (several datasets have labels together only if "

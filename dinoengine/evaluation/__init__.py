@@ -1,3 +1,4 @@
+from dinoengine.evaluation.average_precision import average_precision, eleven_point_average_precision
 from dinoengine.evaluation.baselines import pixel_knn_accuracy
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, build_evaluator
 from dinoengine.evaluation.classification import ClassificationEvaluator
@@ -18,6 +19,8 @@ from dinoengine.evaluation.label_sets import LabelSets, labels_by_name, match_la
 from dinoengine.evaluation.linear import LinearEvaluator
 from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
 from dinoengine.evaluation.logreg import LogregEvaluator, LogregSettings, mean_per_class
+from dinoengine.evaluation.logreg_build import build_logreg_evaluator
+from dinoengine.evaluation.logreg_multi_label import MultiLabelLogregEvaluator
 from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
 from dinoengine.evaluation.moments import Moments
 from dinoengine.evaluation.neighbours import Neighbours, NeighbourSearch
@@ -48,13 +51,17 @@ __all__ = [
     "LogregSettings",
     "MaskSets",
     "Moments",
+    "MultiLabelLogregEvaluator",
     "NeighbourSearch",
     "Neighbours",
     "PatchBank",
     "SegmentationEvaluator",
     "SegmentationHead",
+    "average_precision",
     "build_evaluator",
+    "build_logreg_evaluator",
     "differences",
+    "eleven_point_average_precision",
     "extract_features",
     "extract_pixels",
     "extract_to_store",

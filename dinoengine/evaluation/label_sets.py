@@ -99,8 +99,22 @@ def no_labels(evaluator: str, which: str) -> str:
     )
 
 
+def require_single_label(dataset: ImageDataset, evaluator: str, which: str) -> None:
+    """See that images do not show several classes each; ``which`` set it is, for messages.
+
+    Raises:
+        ValueError: if they do.
+    """
+    if dataset.multi_label_class_names is not None:
+        raise ValueError(
+            f"The evaluator {evaluator!r} needs one class per image, and {which} is multi-label. Multi-label test sets are "
+            "for the evaluator 'logreg', with a multi-label training set (and validation set, if there is one)."
+        )
+
+
 def class_names(dataset: ImageDataset, evaluator: str, which: str) -> list[str]:
     """The class names of a dataset; ``which`` says what it is if there are none (ValueError)."""
+    require_single_label(dataset, evaluator, which)
     if dataset.class_names is None:
         raise ValueError(no_labels(evaluator, which))
     return dataset.class_names

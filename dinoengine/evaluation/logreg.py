@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from dinoengine.config import CfgNode
-from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
+from dinoengine.evaluation.build import LoaderFactory
 from dinoengine.evaluation.classification import tops_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features
@@ -59,6 +59,31 @@ class LogregSettings:
     seed: int = 0
     dtype: str = "float64"
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> LogregSettings:
+        """TEST.LOGREG."""
+        logreg = cfg.TEST.LOGREG
+        low, high = logreg.C_LOG10_RANGE
+        return cls(
+            cs=tuple((10.0 ** np.linspace(low, high, logreg.NUM_C)).tolist()),
+            max_iter=logreg.MAX_LBFGS_ITERS,
+            tol=logreg.TOL,
+            held_out=logreg.HELD_OUT,
+            seed=logreg.SEED,
+            dtype=logreg.DTYPE,
+        )
+
+    def protocol(self, *, by_share: bool) -> dict[str, Any]:
+        """For ``DatasetEvaluator.protocol``; ``by_share``: C is chosen on a part of the training images."""
+        return {
+            "c": [float(f"{c:.6g}") for c in self.cs],
+            "max_iter": self.max_iter,
+            "tol": self.tol,
+            "dtype": self.dtype,
+            "held_out": self.held_out if by_share else 0,
+            "seed": self.seed if by_share else None,
+        }
+
 
 class Regression:
     """One L-BFGS solution after the other, for rising C, each from the one before.
@@ -84,12 +109,16 @@ class Regression:
 
     def hits(self, rows: Rows, top: int) -> np.ndarray:
         """[N] bool: whether the label is among the ``top`` most likely classes; never for a class it was not fitted to."""
-        scores = self._model.decision_function(rows.features)
-        if scores.ndim == 1:  # of two classes it gives the second alone
-            scores = np.stack([-scores, scores], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+        best = np.argsort(-self.scores(rows.features), axis=1, kind="stable")[:, :top]
         found: np.ndarray = (self._model.classes_[best] == rows.labels[:, None]).any(axis=1)
         return found
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """[N, classes it was fitted to], in rising order of their labels."""
+        scores: np.ndarray = self._model.decision_function(features)
+        if scores.ndim == 1:  # of two classes it gives the second alone
+            scores = np.stack([-scores, scores], axis=1)
+        return scores
 
 
 def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
@@ -145,6 +174,20 @@ def choose_c(fit: Rows, judge: Rows, settings: LogregSettings) -> tuple[float, i
     best = max(sorted(accuracies), key=lambda c: accuracies[c])
     logger.info("Logistic regression: C %.3g is right on %.2f %% of the held-out images.", best, 100 * accuracies[best])
     return best, num_unconverged
+
+
+def warn_of_fits(settings: LogregSettings, c: float, num_unconverged: int, num_fits: int) -> None:
+    """Warn if the C that was chosen is at the end of the grid, or fits did not converge."""
+    if c == max(settings.cs):
+        logger.warning("Logistic regression: C %.3g is the largest of TEST.LOGREG; a larger may be better.", c)
+    if num_unconverged:
+        logger.warning(
+            "Logistic regression: %d of %d fits did not converge (TEST.LOGREG.MAX_LBFGS_ITERS %d, TEST.LOGREG.TOL %g).",
+            num_unconverged,
+            num_fits,
+            settings.max_iter,
+            settings.tol,
+        )
 
 
 class LogregEvaluator(DatasetEvaluator):
@@ -211,16 +254,7 @@ class LogregEvaluator(DatasetEvaluator):
         regression = Regression(self.settings)
         regression.fit(everything, c)
         num_unconverged += regression.num_unconverged
-        if c == max(self.settings.cs):
-            logger.warning("Logistic regression: C %.3g is the largest of TEST.LOGREG; a larger may be better.", c)
-        if num_unconverged:
-            logger.warning(
-                "Logistic regression: %d of %d fits did not converge (TEST.LOGREG.MAX_LBFGS_ITERS %d, TEST.LOGREG.TOL %g).",
-                num_unconverged,
-                len(self.settings.cs) + 1,
-                self.settings.max_iter,
-                self.settings.tol,
-            )
+        warn_of_fits(self.settings, c, num_unconverged, len(self.settings.cs) + 1)
         hits = {f"top{k}": regression.hits(test, k) for k in tops_of(len(self.class_names))}
         results = {name: float(100.0 * found.mean()) for name, found in hits.items()}
         return {"logreg": {**results, "mean_per_class": mean_per_class(hits["top1"], test.labels)}}
@@ -250,24 +284,11 @@ class LogregEvaluator(DatasetEvaluator):
         return fit, judge, everything
 
     def protocol(self) -> dict[str, Any]:
-        settings = self.settings
-        by_share = self.val_loader is None
-        return {
-            "logreg": {
-                "num_train_images": self._num_train_images,
-                "num_val_images": self._num_val_images,
-                "c": [float(f"{c:.6g}") for c in settings.cs],
-                "max_iter": settings.max_iter,
-                "tol": settings.tol,
-                "dtype": settings.dtype,
-                "held_out": settings.held_out if by_share else 0,
-                "seed": settings.seed if by_share else None,
-            }
-        }
+        images = {"num_train_images": self._num_train_images, "num_val_images": self._num_val_images}
+        return {"logreg": {**images, **self.settings.protocol(by_share=self.val_loader is None)}}
 
 
-@EVALUATOR_REGISTRY.register("logreg")
-def build_logreg_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactory) -> DatasetEvaluator:
+def build_single_label_logreg(cfg: CfgNode, dataset: str, make_loader: LoaderFactory) -> DatasetEvaluator:
     """TEST.LOGREG; trained on TEST.LOGREG.TRAIN, or the training set of TEST.TRAIN_PER_TEST or DATASETS.TRAIN.
 
     Raises:
@@ -281,17 +302,9 @@ def build_logreg_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactor
         val_loader = make_loader(cfg, logreg.VAL)
         val = match_label_sets(cfg, "logreg", sets.train_strings, logreg.VAL, make_loader, "validation set")
         val_labels = [number.setdefault(name, len(number)) for name in val.class_names]
-    low, high = logreg.C_LOG10_RANGE
     return LogregEvaluator(
         sets.train_loader,
-        LogregSettings(
-            cs=tuple((10.0 ** np.linspace(low, high, logreg.NUM_C)).tolist()),
-            max_iter=logreg.MAX_LBFGS_ITERS,
-            tol=logreg.TOL,
-            held_out=logreg.HELD_OUT,
-            seed=logreg.SEED,
-            dtype=logreg.DTYPE,
-        ),
+        LogregSettings.from_config(cfg),
         class_names=list(number),
         train_labels=sets.train_labels,
         val_loader=val_loader,

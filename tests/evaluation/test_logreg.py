@@ -10,8 +10,14 @@ from sklearn.linear_model import LogisticRegression
 
 from dinoengine.config import CfgNode
 from dinoengine.data import build_test_loader
-from dinoengine.evaluation import LogregEvaluator, LogregSettings, inference_on_dataset, mean_per_class
-from dinoengine.evaluation.logreg import CHAIN, Regression, Rows, build_logreg_evaluator, choose_c, split_held_out
+from dinoengine.evaluation import (
+    LogregEvaluator,
+    LogregSettings,
+    build_logreg_evaluator,
+    inference_on_dataset,
+    mean_per_class,
+)
+from dinoengine.evaluation.logreg import CHAIN, Regression, Rows, choose_c, split_held_out
 from dinoengine.modeling import build_model
 from tests.evaluation.fakes import identity_features, make_loader
 
