@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinoengine.data import ConcatImageDataset, Digits, ImageDataset, ImageFolder, Synthetic
+from dinoengine.data import ConcatImageDataset, Digits, ImageDataset, ImageFolder, Synthetic, require_labels
 
 
 class Numbered(ImageDataset):
@@ -82,6 +82,38 @@ def test_concatenation_of_different_classes_has_no_labels(other: list[str] | Non
     assert not joined.has_labels
     assert [joined.label(i) for i in range(4)] == [None] * 4
     assert joined[3].label is None
+
+
+class Tagged(Numbered):
+    """Multi-label: image i shows class i modulo the number of classes."""
+
+    def __init__(self, name: str, size: int, classes: list[str]) -> None:
+        super().__init__(name, size)
+        self.multi_label_class_names: list[str] = classes
+
+    def multi_label(self, index: int) -> np.ndarray:
+        numbers = np.arange(len(self.multi_label_class_names))
+        return np.where(numbers == index % len(numbers), 1, -1).astype(np.int8)
+
+
+def test_a_dataset_is_not_multi_label_unless_it_says_so():
+    assert Plain().multi_label_class_names is None
+    assert Plain().multi_label(0) is None
+
+
+def test_concatenation_of_multi_label_datasets():
+    joined = ConcatImageDataset([Tagged("a", 3, ["x", "y"]), Tagged("b", 2, ["x", "y"])])
+    assert joined.multi_label_class_names == ["x", "y"]
+    assert [joined.multi_label(i).tolist() for i in (2, 3, 4)] == [[1, -1], [1, -1], [-1, 1]]  # type: ignore[union-attr]
+    for other in (Tagged("b", 2, ["y", "x"]), Numbered("b", 2, class_names=["x", "y"])):
+        mixed = ConcatImageDataset([Tagged("a", 3, ["x", "y"]), other])
+        assert (mixed.multi_label_class_names, mixed.class_names) == (None, None)
+        assert (mixed.multi_label(0), mixed.label(3)) == (None, None)
+
+
+def test_a_classifier_is_not_trained_with_sets_of_classes():
+    with pytest.raises(ValueError, match=r"one class per image, and DATASETS\.TRAIN is multi-label.*'logreg'"):
+        require_labels(Tagged("a", 3, ["x", "y"]), 2, "DATASETS.TRAIN")
 
 
 def test_an_index_past_the_end_of_a_concatenation_is_an_index_error():

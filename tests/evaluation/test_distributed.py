@@ -31,6 +31,7 @@ from dinoengine.modeling.meta_arch.feature_model import FeatureModel, PrototypeH
 from dinoengine.structures import BackboneOutput
 from dinoengine.utils import comm
 from tests.masks import write_mask_folder
+from tests.voc import draw_labels, write_voc_split
 
 BANK = "synthetic:num_images=37:num_classes=6:size=16"
 QUERIES = "synthetic:num_images=13:num_classes=6:size=16:seed=1"
@@ -109,12 +110,24 @@ def _evaluate_masks(folder: Path) -> dict[str, Any]:
     return inference_on_dataset(_model(), build_test_loader(cfg, test), build_evaluator(cfg, test))
 
 
+def _evaluate_voc(folder: Path) -> dict[str, Any]:
+    """Of 21 test images; 20 classes and 2 chains of C, that two processes share."""
+    cfg, voc = _cfg(str(folder)), folder / "voc"
+    cfg.DATASETS.TRAIN = (f"voc2007:{voc}:split=trainval",)
+    cfg.merge_from_list(
+        ["TEST.EVALUATORS=('logreg',)", "TEST.LOGREG.NUM_C=10", "TEST.LOGREG.C_LOG10_RANGE=(-4.0, 0.0)"]
+    )
+    test = f"voc2007:{voc}:split=test"
+    return inference_on_dataset(_model(), build_test_loader(cfg, test), build_evaluator(cfg, test))
+
+
 def _run_rank(rank: int, folder: str) -> None:
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = _evaluate_everything(folder)
     found["masks"] = _evaluate_masks(Path(folder))
+    found["voc"] = _evaluate_voc(Path(folder))
     extract_to_store(_model(), _cfg(folder), QUERIES, f"{folder}/store", Extraction(("cls", "patch")))
     try:
         extract_features(_model(BrokenForLateImages), build_test_loader(_cfg(folder), QUERIES))
@@ -129,6 +142,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("two_ranks")
     write_mask_folder(folder / "train", 10)
     write_mask_folder(folder / "test", 5, first_seed=100)
+    write_voc_split(folder / "voc", "trainval", draw_labels(40, seed=0))
+    write_voc_split(folder / "voc", "test", draw_labels(21, seed=1), first=40)
     return folder
 
 
@@ -201,6 +216,14 @@ def test_segmentation_results_are_those_of_one_process(two_ranks: list[dict[str,
         # Sums over two processes are rounded otherwise; a pixel of 4480 may change sides.
         assert two_ranks[0]["masks"][task] == pytest.approx(one_process[task], abs=0.1)
         assert 40 < one_process[task]["miou"] < 100  # a comparison that could have failed
+
+
+def test_multi_label_results_are_those_of_one_process(two_ranks: list[dict[str, Any]], folder: Path) -> None:
+    one_process = _evaluate_voc(folder)
+    assert two_ranks[0]["voc"] == two_ranks[1]["voc"]
+    # Rounding of features differs with the batch, so two nearly equal scores may change places.
+    assert two_ranks[0]["voc"]["logreg"] == pytest.approx(one_process["logreg"], abs=0.5)
+    assert 10 < one_process["logreg"]["map"] < 90  # a comparison that could have failed
 
 
 def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]) -> None:
