@@ -28,6 +28,7 @@ from dinoengine.structures import BackboneOutput, ClassifierOutput, ImageBatch
 from tests.data.datasets.test_fashion_mnist import write_idx_files
 from tests.masks import write_mask_folder
 from tests.test_architecture import PACKAGE, ROOT, SOURCES, _keys, import_rows
+from tests.voc import draw_labels, write_voc_split
 
 Chain = tuple[str, ...]
 
@@ -316,6 +317,8 @@ def _dataset_string(name: str, folder: Path) -> str:
         return f"folder:{folder}"
     if name == "masks":
         return write_mask_folder(folder, 2)
+    if name == "voc2007":
+        return write_voc_split(folder, "test", draw_labels(2, seed=0))
     if name == "fashion-mnist":
         write_idx_files(folder, "train", np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8))
         return f"fashion-mnist:root={folder}"

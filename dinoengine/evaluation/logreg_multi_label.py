@@ -1,7 +1,7 @@
 """Logistic regression where an image shows several classes: a binary one per class, judged by mean average precision.
 
-The protocol for PASCAL VOC 2007 of Kornblith et al. (arXiv:1805.08974) and SimCLR (arXiv:2002.05709, B.8). An image that
-does not count for a class (difficult objects) is neither fitted to nor judged for this class.
+The 11-point mAP is the measure of PASCAL VOC 2007 and, for it, of the transfer protocol (arXiv:2002.05709, B.8). That an
+image which does not count for a class (difficult objects) is not fitted to either is ours, as is one C for all classes.
 """
 
 from __future__ import annotations
