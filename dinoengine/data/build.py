@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -201,3 +202,15 @@ def _worker_options(cfg: CfgNode) -> dict[str, Any]:
 def _init_worker(worker_id: int) -> None:
     # Workers share the cores with each other and with the training process; each works on one image at a time.
     torch.set_num_threads(1)
+    _leave_signals_to_the_trainer()
+
+
+def _leave_signals_to_the_trainer() -> None:
+    """Ctrl-C and many schedulers signal every process of a run; the training one needs its workers to end well.
+
+    A second SIGTERM ends a worker: that is how a worker that hangs is ended. One whose trainer has died ends by itself.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

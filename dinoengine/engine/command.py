@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from dinoengine.config import CfgNode, ConfigError
 from dinoengine.data import DataError
 from dinoengine.engine.classifier_trainer import trainer_class_of
 from dinoengine.engine.defaults import DefaultTrainer
-from dinoengine.engine.hooks import CollapseError
+from dinoengine.engine.hooks import CollapseError, TimeBudget
 from dinoengine.engine.launch import launch
 from dinoengine.engine.setup import (
     default_argument_parser,
@@ -20,6 +22,11 @@ from dinoengine.engine.setup import (
     load_weights_for_evaluation,
     save_config,
 )
+
+logger = logging.getLogger(__name__)
+
+# Of a run that was saved and ended before its last iteration: start it again with --resume. (EX_TEMPFAIL of sysexits.h)
+EXIT_PAUSED = 75
 
 
 def run_command(trainer_class: type[DefaultTrainer] | None = None, argv: Sequence[str] | None = None) -> Any:
@@ -32,12 +39,21 @@ def run_command(trainer_class: type[DefaultTrainer] | None = None, argv: Sequenc
 
     Returns:
         The results, when there is one process; None when processes were spawned.
+
+    Raises:
+        SystemExit: with EXIT_PAUSED when the run paused, 2 for wrong input.
     """
     args = default_argument_parser().parse_args(argv)
     with exit_on_user_error():
         cfg = load_config(args)
     where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-    return launch(train_or_evaluate, *where, args=(cfg, args, trainer_class), device=cfg.MODEL.DEVICE)
+    return launch(
+        train_or_evaluate,
+        *where,
+        args=(cfg, args, trainer_class),
+        device=cfg.MODEL.DEVICE,
+        timeout=timedelta(seconds=args.dist_timeout),
+    )
 
 
 def train_or_evaluate(
@@ -58,5 +74,11 @@ def train_or_evaluate(
         trainer.resume_or_load(resume=args.resume)
         if args.resume:
             save_config(cfg)
+    if args.time_budget:
+        trainer.register_hooks([TimeBudget(args.started + args.time_budget, "--time-budget")])
     with exit_on_user_error(DataError, ConfigError, CollapseError):
-        return trainer.train()
+        results = trainer.train()
+    if trainer.pause_reason:
+        logger.info("The run is not finished; --resume goes on with it (exit code %d).", EXIT_PAUSED)
+        raise SystemExit(EXIT_PAUSED)
+    return results

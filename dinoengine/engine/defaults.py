@@ -161,10 +161,12 @@ class DefaultTrainer(SimpleTrainer):
     def train(self) -> dict[str, Any]:  # type: ignore[override]
         """Train from ``start_iter`` to SOLVER.MAX_ITER, report, then check TEST.EXPECTED_RESULTS.
 
-        A hook may end it earlier; such a run that is resumed trains on only if that hook would not end it again.
+        A hook may end it earlier; such a run that is resumed trains on only if that hook would not end it again. A run that
+        paused (``pause_reason``, after a signal) is saved and not evaluated.
 
         Returns:
-            The results of the final evaluation; when nothing was left to train those that the run ended with.
+            The results of the final evaluation; when nothing was left to train those that the run ended with; none when
+            it paused.
 
         Raises:
             SystemExit: with code 1 if the results are not as expected.
@@ -172,6 +174,8 @@ class DefaultTrainer(SimpleTrainer):
         was_stopped = self._was_stopped_early()
         if not was_stopped:
             super().train(self.start_iter, self.max_iter)
+            if self.pause_reason:
+                return {}
         if was_stopped or self.start_iter >= self.max_iter:
             self.last_results = self.results_of_finished_run()
         else:
@@ -221,6 +225,9 @@ class DefaultTrainer(SimpleTrainer):
         profile = cfg.LOG.PROFILE_END_ITER > 0 and is_main
         best = hooks.BestCheckpointer(self.checkpointer, cfg.TEST.BEST_METRIC, cfg.TEST.BEST_METRIC_MODE)
         patience = cfg.TEST.EARLY_STOPPING_PATIENCE
+        checkpointing = hooks.PeriodicCheckpointer(
+            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
+        )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.scheduler),
@@ -233,14 +240,13 @@ class DefaultTrainer(SimpleTrainer):
             if cfg.TEST.PRECISE_BN.ENABLED
             else None,
             # The checkpoint before the evaluation: if that fails, its weights are there to look at.
-            hooks.PeriodicCheckpointer(
-                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
-            ),
+            checkpointing,
             hooks.EvalHook(period, self._evaluate, eval_at_start=cfg.TEST.EVAL_AT_START) if cfg.DATASETS.TEST else None,
             best if cfg.TEST.BEST_METRIC else None,
             hooks.EarlyStopping(best, period, patience) if patience else None,
             # Last, so that what all others measured is written.
             hooks.PeriodicWriter(self.build_writers, cfg.LOG.PERIOD) if is_main else None,
+            hooks.StopOnSignal(checkpointing),
         ]
 
     def evaluated_model(self) -> nn.Module:

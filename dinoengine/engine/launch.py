@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,6 +21,9 @@ from dinoengine.utils import comm
 
 logger = logging.getLogger(__name__)
 
+# What a run may be asked to end by. SIGUSR1 is what SLURM's --signal is commonly set to; Windows has no such signal.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+_SECONDS_TO_FAIL = 10
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
@@ -63,17 +70,36 @@ def launch(
         if num_machines > 1:
             raise ValueError("Several machines need --dist-url tcp://<address of the first machine>:<free port>.")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    spawn_args = (num_processes_per_machine, world_size, machine_rank, dist_url, device, timeout, main_func, args)
+    rank_args = (num_processes_per_machine, world_size, machine_rank, dist_url, device, timeout, main_func, args)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # says that it ends the other processes
     try:
-        mp.spawn(_spawned, nprocs=num_processes_per_machine, args=spawn_args)
+        _spawn_and_wait(num_processes_per_machine, rank_args)
     except mp.ProcessExitedException as error:
         if error.signal_name:
             hint = "; the machine may be out of memory" if error.signal_name == "SIGKILL" else ""
             logger.error("Process %d of this run was ended by %s%s.", error.error_index, error.signal_name, hint)
-        # Otherwise the process has said why; exit as it did.
-        raise SystemExit(error.exit_code if error.exit_code and error.exit_code > 0 else 1) from None
+        # Otherwise the process has said why; exit as it did (a shell's code for one that a signal ended).
+        raise SystemExit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code) from None
     return None
+
+
+def _spawn_and_wait(num_processes: int, rank_args: tuple[Any, ...]) -> None:
+    processes: Any = mp.spawn(_spawned, nprocs=num_processes, args=rank_args, join=False)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for pid in processes.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS} if is_main_thread else {}
+    try:
+        # When one has failed the others get a moment to fail by themselves and say why, before they are ended.
+        while not processes.join(grace_period=_SECONDS_TO_FAIL):
+            pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _spawned(
@@ -87,6 +113,8 @@ def _spawned(
     main_func: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
+    if hasattr(os, "setsid"):
+        os.setsid()  # a Ctrl-C of the terminal goes to the launching process alone, which passes it on: once, not twice
     rank = machine_rank * local_size + local_rank
     os.environ.update(LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(local_size))
     if device == "cpu":  # the processes share the cores

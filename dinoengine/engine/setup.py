@@ -22,7 +22,8 @@ from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.weights import Weights
 from dinoengine.config import CfgNode, ConfigError, get_cfg, read_cfg, validate
 from dinoengine.data import DataError
-from dinoengine.engine.launch import under_torchrun
+from dinoengine.engine.hooks import parse_duration
+from dinoengine.engine.launch import DEFAULT_TIMEOUT, under_torchrun
 from dinoengine.modeling import VisionTransformer
 from dinoengine.solver import scale_config_to_world_size
 from dinoengine.utils import comm
@@ -45,6 +46,8 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE and may stand before or after fla
     %(prog)s --config-file cfg.yaml --num-gpus 2 MODEL.DEVICE cpu
   evaluate weights:
     %(prog)s --config-file cfg.yaml --eval-only MODEL.WEIGHTS output/run/model_final.pth
+  in a queue that gives 12 hours at a time; the next job goes on where this one paused:
+    %(prog)s --config-file cfg.yaml --num-gpus 8 --resume --time-budget 11h50m OUTPUT_DIR output/run
   under torchrun (it decides the number of processes):
     torchrun --nproc-per-node 8 %(prog)s --config-file cfg.yaml
 """
@@ -76,8 +79,30 @@ def default_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dist-url", default=None, metavar="URL", help="tcp://host:port, for several machines; else a free port"
     )
+    parser.add_argument(
+        "--time-budget",
+        type=_duration,
+        default=0.0,
+        metavar="TIME",
+        help="save and end (exit code 75) before this time is over, e.g. 11h50m; counted from the start of the command",
+    )
+    parser.add_argument(
+        "--dist-timeout",
+        type=_duration,
+        default=DEFAULT_TIMEOUT.total_seconds(),
+        metavar="TIME",
+        help="how long processes wait for one that is stuck before the run fails (default: 30m)",
+    )
+    parser.set_defaults(started=time.monotonic())
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     return parser
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:

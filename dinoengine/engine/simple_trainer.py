@@ -50,6 +50,9 @@ class SimpleTrainer(TrainerBase):
         step_is_finite: whether loss and gradients of the last step were finite on every rank.
         skip_optimizer_step: set by a hook to leave the weights alone in this step.
         step_skipped: True when the last step did not change the weights.
+        flags: what this rank wishes or has seen, by name; hooks add entries in ``before_train``, the same on all ranks.
+        agreed_flags: those of any rank, as of the finite check of the last step. That check is a reduction anyway, so an
+            agreement costs no collective of its own.
     """
 
     def __init__(
@@ -103,6 +106,8 @@ class SimpleTrainer(TrainerBase):
         self.step_is_finite = True
         self.skip_optimizer_step = False
         self.step_skipped = False
+        self.flags: dict[str, bool] = {}
+        self.agreed_flags: dict[str, bool] = {}
         self.last_losses: dict[str, Tensor] = {}
         self._data_iterator: Iterator[Any] | None = None
         self._pending_metrics: list[tuple[int, dict[str, Tensor], dict[str, Tensor], float]] = []
@@ -205,9 +210,10 @@ class SimpleTrainer(TrainerBase):
         return {"model": [p for p in model.parameters() if p.requires_grad]}
 
     def _check_finite(self, total_loss: Tensor, grad_norm: Tensor) -> None:
-        loss_bad, grad_bad = comm.all_reduce_max(
-            (~torch.isfinite(torch.stack([total_loss.float(), grad_norm]))).float()
-        ).tolist()
+        is_bad = ~torch.isfinite(torch.stack([total_loss.float(), grad_norm]))
+        flags = torch.tensor(list(self.flags.values()), device=is_bad.device, dtype=torch.bool)
+        loss_bad, grad_bad, *agreed = comm.all_reduce_max(torch.cat([is_bad, flags]).float()).bool().tolist()
+        self.agreed_flags = dict(zip(self.flags, agreed, strict=True))
         self.loss_is_finite = not loss_bad
         self.step_is_finite = not (loss_bad or grad_bad)
         self.skip_optimizer_step = False

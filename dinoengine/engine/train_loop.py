@@ -37,6 +37,13 @@ class HookBase:
     def after_train(self) -> None:
         """After the last one, also after an error; ``trainer.succeeded`` tells which."""
 
+    def catch_up(self) -> None:
+        """When a run is resumed, before its first iteration: what the last iteration of the checkpoint left undone.
+
+        A checkpoint is written within ``after_step``, before the hooks behind it had their turn. ``trainer.iter`` is that
+        of the iteration.
+        """
+
     def before_step(self) -> None:
         """Before each iteration. Must be quick: it counts as training time."""
 
@@ -64,12 +71,15 @@ class TrainerBase:
     """An iteration-based loop with hooks; it assumes nothing about model or data.
 
     Attributes:
-        iter: index of the current iteration, from 0; in ``after_train`` of a run that succeeded the number of iterations
-            done, which is ``max_iter`` unless it was stopped.
+        iter: index of the current iteration, from 0; in ``after_train`` of a run that succeeded or paused the number of
+            iterations done, which is ``max_iter`` unless it was stopped.
         start_iter, max_iter: the range of this run.
         storage: the EventStorage of the run.
         succeeded: True once every iteration has run, or the run was stopped on request.
         stop_reason: why a hook asked to stop; empty: none has.
+        pause_reason: why a hook asked to pause; empty: none has.
+        paused: True once the run has ended for that reason, to be resumed; it has not succeeded.
+        is_evaluating: True while a hook evaluates: weights and optimizer are not touched, and it may take long.
     """
 
     def __init__(self) -> None:
@@ -79,6 +89,9 @@ class TrainerBase:
         self.max_iter = 0
         self.succeeded = False
         self.stop_reason = ""
+        self.pause_reason = ""
+        self.paused = False
+        self.is_evaluating = False
         self.storage = EventStorage(0)
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
@@ -104,8 +117,8 @@ class TrainerBase:
         """Run iterations ``start_iter .. max_iter - 1``. With nothing left to do it says so and runs no hook."""
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
-        self.succeeded = False
-        self.stop_reason = ""
+        self.succeeded = self.paused = False
+        self.stop_reason = self.pause_reason = ""
         if start_iter >= max_iter:
             self.succeeded = True
             logger.info("Nothing to train: iteration %d of %d is done already.", start_iter, max_iter)
@@ -116,15 +129,19 @@ class TrainerBase:
             error: BaseException | None = None
             try:
                 self.before_train()
+                self.catch_up()
                 for self.iter in range(start_iter, max_iter):
+                    if self._is_to_end(self.iter):
+                        break
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                    if self.stop_reason:
-                        logger.info("Stopping after iteration %d of %d: %s", self.iter + 1, max_iter, self.stop_reason)
-                        break
-                self.iter = self.storage.iter = self.iter + 1
-                self.succeeded = True
+                else:
+                    self._is_to_end(max_iter)
+                    self.iter = max_iter
+                self.storage.iter = self.iter
+                self.paused = bool(self.pause_reason)
+                self.succeeded = not self.paused
             except Exception as e:
                 logger.error("Training stopped by an error in iteration %d: %s: %s", self.iter, type(e).__name__, e)
                 error = e
@@ -135,9 +152,20 @@ class TrainerBase:
             finally:
                 self.after_train(error)
 
+    def _is_to_end(self, num_done: int) -> bool:
+        if self.pause_reason:
+            logger.info("Pausing after iteration %d of %d: %s", num_done, self.max_iter, self.pause_reason)
+        elif self.stop_reason:
+            logger.info("Stopping after iteration %d of %d: %s", num_done, self.max_iter, self.stop_reason)
+        return bool(self.pause_reason or self.stop_reason)
+
     def request_stop(self, reason: str) -> None:
         """End the run well after this iteration: for a hook's ``after_step``, on all processes in the same iteration."""
         self.stop_reason = reason
+
+    def request_pause(self, reason: str) -> None:
+        """End the run after this iteration, saved to be resumed and not evaluated; else as ``request_stop``."""
+        self.pause_reason = reason
 
     def run_step(self) -> None:
         """One iteration; subclasses define it."""
@@ -149,6 +177,15 @@ class TrainerBase:
     def before_train(self) -> None:
         for hook in self._hooks:
             hook.before_train()
+
+    def catch_up(self) -> None:
+        """Let hooks do what the iteration of the checkpoint left undone; nothing in a run that starts at 0."""
+        if self.start_iter == 0:
+            return
+        self.iter = self.storage.iter = self.start_iter - 1
+        for hook in self._hooks:
+            hook.catch_up()
+        self.iter = self.storage.iter = self.start_iter
 
     def after_train(self, error: BaseException | None = None) -> None:
         """Every hook's ``after_train`` runs, whatever the others raise; the first error of all is the one reported."""

@@ -2,10 +2,11 @@ from dinoengine.engine.hooks.callback import CallbackHook
 from dinoengine.engine.hooks.checkpointing import BestCheckpointer, EarlyStopping, PeriodicCheckpointer
 from dinoengine.engine.hooks.collapse import CollapseError, CollapseGuard
 from dinoengine.engine.hooks.ema import EMATeacher
-from dinoengine.engine.hooks.evaluation import EvalHook, KNNEvalHook, PreciseBN
+from dinoengine.engine.hooks.evaluation import EvalHook, EvaluationInterrupted, KNNEvalHook, PreciseBN
 from dinoengine.engine.hooks.guard import NonFiniteGuard
 from dinoengine.engine.hooks.profiling import TorchProfiler
 from dinoengine.engine.hooks.schedules import LRScheduler, ParamSchedule
+from dinoengine.engine.hooks.stopping import StopOnSignal, TimeBudget, parse_duration
 from dinoengine.engine.hooks.timing import IterationTimer
 from dinoengine.engine.hooks.writing import PeriodicWriter
 
@@ -17,6 +18,7 @@ __all__ = [
     "EMATeacher",
     "EarlyStopping",
     "EvalHook",
+    "EvaluationInterrupted",
     "IterationTimer",
     "KNNEvalHook",
     "LRScheduler",
@@ -25,5 +27,8 @@ __all__ = [
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "StopOnSignal",
+    "TimeBudget",
     "TorchProfiler",
+    "parse_duration",
 ]

@@ -33,6 +33,12 @@ class PeriodicCheckpointer(HookBase):
         self.checkpointer = checkpointer
         self.period = period
         self.max_to_keep = max_to_keep
+        self._num_saved = 0  # iterations that were done at the last save
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the step that has just been done is in a checkpoint."""
+        return self._num_saved == self.trainer.iter + 1
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -44,7 +50,10 @@ class PeriodicCheckpointer(HookBase):
             self._save("model_final")
 
     def after_train(self) -> None:
-        if self.trainer.succeeded and self.trainer.iter < self.trainer.max_iter:  # stopped by a hook behind this one
+        if self.trainer.paused and self._num_saved != self.trainer.iter:
+            self._save(f"model_{_last_finished(self.trainer):07d}")
+            comm.synchronize()  # a process that ends before rank 0 has saved would end that one as well
+        elif self.trainer.succeeded and self.trainer.iter < self.trainer.max_iter:  # stopped by a hook behind this one
             self._save("model_final")
 
     def _remove_old(self) -> None:
@@ -57,11 +66,12 @@ class PeriodicCheckpointer(HookBase):
     def _save(self, name: str) -> None:
         self.trainer.flush_metrics()  # the metric history in the checkpoint then reaches its iteration
         self.checkpointer.save(name, iteration=_last_finished(self.trainer))
+        self._num_saved = _last_finished(self.trainer) + 1
 
 
 def _last_finished(trainer: TrainerBase) -> int:
-    """Index of the last iteration that is done, in ``after_step`` as in ``after_train`` of a run that succeeded."""
-    return trainer.iter - 1 if trainer.succeeded else trainer.iter
+    """Index of the last iteration that is done, in ``after_step`` as in ``after_train`` of a run that ended well."""
+    return trainer.iter - 1 if trainer.succeeded or trainer.paused else trainer.iter
 
 
 class BestCheckpointer(HookBase):
@@ -106,6 +116,9 @@ class BestCheckpointer(HookBase):
 
     def _latest(self) -> tuple[float, int]:
         return self.trainer.storage.latest().get(self.metric, (math.nan, -1))
+
+    def catch_up(self) -> None:
+        self._check()
 
     def after_step(self) -> None:
         self._check()
@@ -157,6 +170,9 @@ class EarlyStopping(HookBase):
         self.best = best
         self.period = period
         self.patience = patience
+
+    def catch_up(self) -> None:
+        self.after_step()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

@@ -12,6 +12,10 @@ from dinoengine.evaluation import KNNEvaluator, flatten_results_dict, inference_
 from dinoengine.utils import comm
 
 
+class EvaluationInterrupted(BaseException):
+    """Raised within an evaluation to leave it: the run is to pause. No Exception, so that no evaluator catches it."""
+
+
 class EvalHook(HookBase):
     """Calls ``evaluate()`` every ``period`` iterations and once at the end; puts its results into the storage.
 
@@ -43,9 +47,14 @@ class EvalHook(HookBase):
         if self.eval_at_start and self.trainer.start_iter == 0:
             self._run()
 
+    def catch_up(self) -> None:
+        # A checkpoint is written before the evaluation of its iteration. Its history must have it nevertheless.
+        self.after_step()
+
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self.period and done % self.period == 0 and done != self.trainer.max_iter:
+        is_due = self.period and done % self.period == 0 and done != self.trainer.max_iter
+        if is_due and not self.trainer.pause_reason:  # a resumed run catches up
             self._run()
             self._num_done = done
 
@@ -54,7 +63,15 @@ class EvalHook(HookBase):
             self._run()
 
     def _run(self) -> None:
-        results = flatten_results_dict(self.evaluate() or {})
+        self.trainer.flush_metrics()  # collective: nothing of it may be left when an evaluation is interrupted
+        self.trainer.is_evaluating = True
+        try:
+            results = flatten_results_dict(self.evaluate() or {})
+        except EvaluationInterrupted as interruption:
+            self.trainer.request_pause(f"{interruption}; the evaluation will be done when the run is resumed.")
+            return
+        finally:
+            self.trainer.is_evaluating = False
         for name, value in results.items():
             try:
                 number = float(value)
