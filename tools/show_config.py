@@ -8,10 +8,10 @@ import argparse
 from tabulate import tabulate
 
 from dinoengine.config import CfgNode, get_cfg, key_origins, read_cfg, validate
+from dinoengine.config.resume_rules import config_changes
 from dinoengine.config.show import annotated_yaml
 from dinoengine.data import build_test_loader, build_train_loader, describe_batch
 from dinoengine.engine import exit_on_user_error
-from dinoengine.engine.setup import config_changes
 from dinoengine.solver import scale_config_to_world_size
 from dinoengine.structures import ImageBatch, SSLBatch
 from dinoengine.utils.console import run_tool
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             origins = key_origins(cfg, args.config_file, args.opts)
             if args.changed:
-                origins = {key: origins[key] for key, _, _ in config_changes(get_cfg(), cfg)}
+                origins = {change.key: origins[change.key] for change in config_changes(get_cfg(), cfg)}
             print(annotated_yaml(cfg, origins), end="")
     return 0
 

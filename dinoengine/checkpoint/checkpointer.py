@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +59,7 @@ class Checkpointer:
         *,
         strict: bool = True,
         metadata: dict[str, Any] | None = None,
+        before_load: Callable[[dict[str, Any], str], None] | None = None,
         **checkpointables: Checkpointable,
     ) -> None:
         """
@@ -67,6 +68,8 @@ class Checkpointer:
             save_dir: where files go and where resuming looks.
             strict: whether loading weights requires every key to match (see ``load``).
             metadata: plain values stored in every file (the config as text).
+            before_load: called with the content and the path of a checkpoint that is about to be resumed from, and raises
+                if it must not be.
             checkpointables: named objects with state, e.g. ``trainer=``.
         """
         self.model = model
@@ -74,6 +77,7 @@ class Checkpointer:
         self.strict = strict
         self.metadata = metadata or {}
         self.checkpointables = checkpointables
+        self.before_load = before_load
 
     def save(self, name: str, *, tag_last: bool = True, **extra: Any) -> str:
         """Write ``<save_dir>/<name>.pth`` and return its path.
@@ -219,6 +223,8 @@ class Checkpointer:
                     f"{path} cannot be resumed from: it lacks the state of {', '.join(missing)} (it has "
                     f"{short_list(list(data))}). To start a new run from its weights use MODEL.WEIGHTS without --resume."
                 )
+            if self.before_load is not None:
+                self.before_load(data, path)
         # A resumed run is the run it was: there is nothing to leave out.
         self._load_model(data.pop("model"), path, strict=self.strict or not weights_only, may_be_partial=weights_only)
         if not weights_only:

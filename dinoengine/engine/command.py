@@ -12,9 +12,11 @@ from dinoengine.config import CfgNode, ConfigError
 from dinoengine.data import DataError
 from dinoengine.engine.classifier_trainer import trainer_class_of
 from dinoengine.engine.defaults import DefaultTrainer
-from dinoengine.engine.hooks import CollapseError, TimeBudget
+from dinoengine.engine.hooks import CallbackHook, CollapseError, TimeBudget
 from dinoengine.engine.launch import launch
+from dinoengine.engine.run_lock import RunLock
 from dinoengine.engine.setup import (
+    check_output_dir,
     default_argument_parser,
     default_setup,
     exit_on_user_error,
@@ -22,6 +24,8 @@ from dinoengine.engine.setup import (
     load_weights_for_evaluation,
     save_config,
 )
+from dinoengine.utils import comm
+from dinoengine.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
 
@@ -59,21 +63,43 @@ def run_command(trainer_class: type[DefaultTrainer] | None = None, argv: Sequenc
 def train_or_evaluate(
     cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None = None
 ) -> dict[str, Any]:
-    """What each process of a run does."""
+    """What each process of a run does. A training holds the lock of its OUTPUT_DIR until it ends."""
+    setup_logger(distributed_rank=comm.get_rank())
+    lock = RunLock(cfg.OUTPUT_DIR)
+
+    def take_lock() -> str:
+        check_output_dir(cfg.OUTPUT_DIR, new_run=False)
+        return lock.acquire()
+
+    try:
+        with exit_on_user_error():
+            took_over = "" if args.eval_only else comm.on_main_process(take_lock)
+            cfg = default_setup(cfg, args)
+        if took_over:
+            logger.warning(took_over)
+        return _evaluate(cfg, args, trainer_class) if args.eval_only else _train(cfg, args, trainer_class)
+    finally:
+        lock.release()
+
+
+def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None) -> dict[str, Any]:
     trainer_class = trainer_class or trainer_class_of(cfg)
     with exit_on_user_error():
-        cfg = default_setup(cfg, args)
-        if args.eval_only:
-            model = trainer_class.build_model(cfg)
-            weights = load_weights_for_evaluation(cfg, model, resume=args.resume)
-            results = trainer_class.test(cfg, model)
-            trainer_class.report(cfg, results, weights)
-            trainer_class.check_expected_results(cfg, results)
-            return results
+        model = trainer_class.build_model(cfg)
+        weights = load_weights_for_evaluation(cfg, model, resume=args.resume)
+        results = trainer_class.test(cfg, model)
+        trainer_class.report(cfg, results, weights)
+        trainer_class.check_expected_results(cfg, results)
+    return results
+
+
+def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None) -> dict[str, Any]:
+    trainer_class = trainer_class or trainer_class_of(cfg)
+    with exit_on_user_error():
         trainer = trainer_class(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        if args.resume:
-            save_config(cfg)
+        trainer.resume_or_load(resume=args.resume, fork_from=args.fork_from)
+    if args.resume:  # a finished run keeps the config it had
+        trainer.register_hooks([CallbackHook(before_train=lambda _: save_config(cfg))])
     if args.time_budget:
         trainer.register_hooks([TimeBudget(args.started + args.time_budget, "--time-budget")])
     with exit_on_user_error(DataError, ConfigError, CollapseError):

@@ -14,8 +14,10 @@ from dinoengine.checkpoint import Checkpointer
 from dinoengine.config import CfgNode
 from dinoengine.data import build_test_loader, build_train_loader
 from dinoengine.engine import hooks
+from dinoengine.engine.optimizer_state import load_optimizer_of
 from dinoengine.engine.parallel import create_ddp_model, unwrap_model
-from dinoengine.engine.simple_trainer import SimpleTrainer, load_optimizer_of
+from dinoengine.engine.resuming import check_before_resume, fork_run, require_no_unfinished_fork
+from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.evaluation import (
     DatasetEvaluator,
@@ -103,6 +105,7 @@ class DefaultTrainer(SimpleTrainer):
             cfg.OUTPUT_DIR,
             strict=cfg.MODEL.WEIGHTS_STRICT,
             metadata={"config": cfg.dump()},
+            before_load=check_before_resume(cfg),
             trainer=self,
         )
         self.last_results: dict[str, Any] = {}
@@ -113,12 +116,17 @@ class DefaultTrainer(SimpleTrainer):
         """The model without its DDP wrapper."""
         return unwrap_model(self.model)
 
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Continue the run in OUTPUT_DIR (``resume`` and there is one), else start from MODEL.WEIGHTS or scratch.
+    def resume_or_load(self, resume: bool = True, *, fork_from: str = "") -> None:
+        """Continue the run in OUTPUT_DIR (``resume`` and there is one), else start from another's state or weights.
+
+        Args:
+            fork_from: folder or checkpoint of a run whose full state this one starts from (``resuming.fork_run``). Empty:
+                MODEL.WEIGHTS, or from scratch.
 
         Raises:
             ValueError: if the processes do not see the same checkpoint to resume from.
             CheckpointError, FileNotFoundError: if it cannot be loaded.
+            ConfigError: if the config has changed in what cannot change within a run.
         """
         if resume:
             seen = comm.all_gather(self.checkpointer.last_checkpoint_name())
@@ -129,9 +137,14 @@ class DefaultTrainer(SimpleTrainer):
                     "Every machine must have it: use a shared file system, or copy the folder."
                 )
         is_resumed = resume and self.checkpointer.has_checkpoint()
-        self.start_iter = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if self.cfg.MODEL.WEIGHTS_WITH_OPTIMIZER and not is_resumed:
-            load_optimizer_of(self.optimizer, self.cfg.MODEL.WEIGHTS)
+        if fork_from and not is_resumed:
+            self.start_iter = fork_run(self, fork_from)
+        else:
+            if resume and not is_resumed:
+                comm.on_main_process(lambda: require_no_unfinished_fork(self.cfg.OUTPUT_DIR))
+            self.start_iter = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+            if self.cfg.MODEL.WEIGHTS_WITH_OPTIMIZER and not is_resumed:
+                load_optimizer_of(self.optimizer, self.cfg.MODEL.WEIGHTS)
         batch_sampler = getattr(self.data_loader, "batch_sampler", None)
         if batch_sampler is not None and hasattr(batch_sampler, "start_iter"):
             batch_sampler.start_iter = self.start_iter

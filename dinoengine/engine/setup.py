@@ -20,10 +20,11 @@ from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_sam
 from dinoengine.checkpoint.files import read_content
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.weights import Weights
-from dinoengine.config import CfgNode, ConfigError, get_cfg, read_cfg, validate
+from dinoengine.config import CfgNode, ConfigError, read_cfg, validate
 from dinoengine.data import DataError
 from dinoengine.engine.hooks import parse_duration
 from dinoengine.engine.launch import DEFAULT_TIMEOUT, under_torchrun
+from dinoengine.engine.resuming import CONFIG_FILE, checkpoint_to_fork, saved_config
 from dinoengine.modeling import VisionTransformer
 from dinoengine.solver import scale_config_to_world_size
 from dinoengine.utils import comm
@@ -46,6 +47,8 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE and may stand before or after fla
     %(prog)s --config-file cfg.yaml --num-gpus 2 MODEL.DEVICE cpu
   evaluate weights:
     %(prog)s --config-file cfg.yaml --eval-only MODEL.WEIGHTS output/run/model_final.pth
+  the same run with another setting from its last checkpoint on, in a folder of its own:
+    %(prog)s --config-file cfg.yaml --fork-from output/run OUTPUT_DIR output/fork MODEL.LOSS.KOLEO_WEIGHT 0.05
   in a queue that gives 12 hours at a time; the next job goes on where this one paused:
     %(prog)s --config-file cfg.yaml --num-gpus 8 --resume --time-budget 11h50m OUTPUT_DIR output/run
   under torchrun (it decides the number of processes):
@@ -65,6 +68,13 @@ def default_argument_parser() -> argparse.ArgumentParser:
     parser = _IntermixedParser(epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument(
+        "--fork-from",
+        default="",
+        metavar="RUN",
+        help="start a new run in OUTPUT_DIR from the full state of another, its OUTPUT_DIR or one of its checkpoints; any "
+        "key may change. With --resume: unless OUTPUT_DIR has a checkpoint, which is then continued",
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (or --resume's checkpoint)")
     parser.add_argument(
         "--num-gpus",
@@ -126,7 +136,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             "--dist-url",
             ["several machines need it: tcp://<address of the first machine>:<free port>, the same on each of them."],
         )
-    fit_config_to_weights(cfg, resume=args.resume)
+    if args.fork_from and args.eval_only:
+        raise ConfigError("--fork-from", ["starts a training; with --eval-only name the weights in MODEL.WEIGHTS."])
+    fit_config_to_weights(cfg, resume=args.resume, fork_from=args.fork_from)
     cfg.MODEL.DEVICE, args.num_gpus = resolve_device(cfg.MODEL.DEVICE, args.num_gpus)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
     for warning in validate(scale_config_to_world_size(cfg, world_size), world_size, training=not args.eval_only):
@@ -135,24 +147,27 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False) -> None:
-    """Set what the weights decide (see ``checkpoint.adopt.fit_config``); a resumed run has it in its config.yaml.
+def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False, fork_from: str = "") -> None:
+    """Set what the weights decide (see ``checkpoint.adopt.fit_config``); a run that goes on has it in its config.yaml.
 
     Raises:
-        FileNotFoundError, CheckpointError: if MODEL.WEIGHTS cannot be read. A layout that is not known is left to loading:
-            it may be a checkpoint of this very model.
+        FileNotFoundError, CheckpointError: if MODEL.WEIGHTS cannot be read, or there is nothing to fork from. A layout that
+            is not known is left to loading: it may be a checkpoint of this very model.
         ConfigError: if the config builds another backbone than that of MODEL.WEIGHTS; gives the values to set.
     """
     is_resumed = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    goes_on_from = cfg.OUTPUT_DIR if is_resumed else ""
+    if fork_from and not is_resumed:
+        goes_on_from = os.path.dirname(checkpoint_to_fork(fork_from))
     if cfg.MODEL.BACKBONE.NAME != "VisionTransformer":
-        if cfg.MODEL.WEIGHTS and not is_resumed:
+        if cfg.MODEL.WEIGHTS and not goes_on_from:
             read_content(cfg.MODEL.WEIGHTS)
-    elif is_resumed:
-        saved = get_cfg()
-        with contextlib.suppress(ConfigError, FileNotFoundError):  # the checkpoint says what does not fit
-            saved.merge_from_file(os.path.join(cfg.OUTPUT_DIR, "config.yaml"))
+    elif goes_on_from:
+        with contextlib.suppress(ConfigError):  # the checkpoint has a config too, and says what does not fit
+            vit = ((saved_config(goes_on_from) or {}).get("MODEL") or {}).get("VIT") or {}
             for key in ("POS_EMBED_SIZE_PX", "INTERPOLATE_ANTIALIAS", "INTERPOLATE_OFFSET"):
-                cfg.MODEL.VIT[key] = saved.MODEL.VIT[key]
+                if key in vit:
+                    cfg.merge_from_list([f"MODEL.VIT.{key}", vit[key]])
     elif cfg.MODEL.WEIGHTS:
         setup_logger(distributed_rank=process_rank())
         try:
@@ -204,7 +219,7 @@ def resolve_device(device: str, num_gpus: int | None) -> tuple[str, int]:
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     """Prepare a process: output folder, log, environment report, config.yaml, seed, backends.
 
-    When a run is resumed ``config.yaml`` stays as it is: call ``save_config`` once the checkpoint has been loaded.
+    When a run is resumed ``config.yaml`` stays as it is: call ``save_config`` once training begins.
 
     Returns:
         The config with SEED drawn where it was -1.
@@ -213,20 +228,15 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         ConfigError: if OUTPUT_DIR cannot be written, or holds a run and neither --resume nor --eval-only is given.
     """
     rank = comm.get_rank()
-    if comm.is_main_process():
-        check_output_dir(cfg.OUTPUT_DIR, new_run=not (args.resume or args.eval_only))
-    comm.synchronize()
+    comm.on_main_process(lambda: check_output_dir(cfg.OUTPUT_DIR, new_run=not (args.resume or args.eval_only)))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
-    cfg = _with_seed(cfg, args.resume)
+    cfg = _with_seed(cfg, resume=args.resume, fork_from=args.fork_from)
     logger.info("Rank %d of %d process(es) on %s.", rank, comm.get_world_size(), cfg.MODEL.DEVICE)
     logger.debug("Environment:\n%s", collect_env_info())
     logger.debug("Command line: %s", args)
     logger.debug("Full config:\n%s", cfg.dump())
-    if comm.is_main_process() and not args.eval_only:
-        if args.resume:
-            _log_config_changes(_config_path(cfg), cfg)
-        else:
-            save_config(cfg)
+    if not (args.resume or args.eval_only):
+        save_config(cfg)
     seed_all_rng(cfg.SEED)
     torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only and not cfg.DETERMINISTIC
@@ -248,13 +258,10 @@ def save_config(cfg: CfgNode) -> None:
     portable.defrost()
     if ("cuda" if torch.cuda.is_available() else "cpu") == cfg.MODEL.DEVICE:
         portable.MODEL.DEVICE = "auto"
-    with atomic_write(_config_path(cfg), "w") as file:
+    path = os.path.join(cfg.OUTPUT_DIR, CONFIG_FILE)
+    with atomic_write(path, "w") as file:
         file.write(portable.dump())
-    logger.info("Full config in %s", _config_path(cfg))
-
-
-def _config_path(cfg: CfgNode) -> str:
-    return os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    logger.info("Full config in %s", path)
 
 
 def check_output_dir(output_dir: str, *, new_run: bool) -> None:
@@ -286,47 +293,24 @@ def _traces_of_a_run(output_dir: str) -> list[str]:
     return [n for n in names if os.path.exists(p := os.path.join(output_dir, n)) and os.path.getsize(p)]
 
 
-def _with_seed(cfg: CfgNode, resume: bool) -> CfgNode:
-    """SEED -1 becomes the seed of the run to be resumed, or a new one, the same on every rank."""
+def _with_seed(cfg: CfgNode, *, resume: bool, fork_from: str) -> CfgNode:
+    """SEED -1 becomes the seed of the run to be resumed or forked, or a new one, the same on every rank."""
     if cfg.SEED >= 0:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
-    saved_seed = None
-    if comm.is_main_process() and resume and os.path.exists(_config_path(cfg)):
-        saved = get_cfg()
-        saved.merge_from_file(_config_path(cfg))
-        saved_seed = saved.SEED
-    saved_seed = comm.broadcast_object(saved_seed)
+    saved_seed = comm.on_main_process(lambda: _seed_of_run(cfg.OUTPUT_DIR if resume else "", fork_from))
     cfg.SEED = comm.shared_random_seed() if saved_seed is None else saved_seed
     logger.info("SEED is -1; this run uses %d.", cfg.SEED)
     cfg.freeze()
     return cfg
 
 
-def _log_config_changes(path: str, cfg: CfgNode) -> None:
-    """Say what differs from the config this run had before; a resumed run uses the new values."""
-    if not os.path.exists(path):
-        return
-    old = get_cfg()
-    try:
-        old.merge_from_file(path)
-    except ConfigError as error:
-        logger.warning("The config of the run so far cannot be compared: %s", error)
-        return
-    for key, before, now in config_changes(old, cfg):
-        if key == "MODEL.DEVICE":  # of the machine, not of the run
-            continue
-        logger.warning("Changed since the run started: %s was %r, is now %r.", key, before, now)
-
-
-def config_changes(old: CfgNode, new: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, old value, new value) of every key that differs."""
-    for key, value in new.items():
-        if isinstance(value, CfgNode):
-            yield from config_changes(old[key], value, f"{prefix}{key}.")
-        elif old[key] != value:
-            yield f"{prefix}{key}", old[key], value
+def _seed_of_run(output_dir: str, fork_from: str) -> int | None:
+    folders = [output_dir] if output_dir else []
+    folders += [os.path.dirname(checkpoint_to_fork(fork_from))] if fork_from else []
+    seeds = ((saved_config(folder) or {}).get("SEED") for folder in folders)
+    return next((seed for seed in seeds if isinstance(seed, int)), None)
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinoengine.checkpoint import CheckpointError, read_checkpoint
+from dinoengine.engine.optimizer_state import load_optimizer_state, optimizer_state
 from dinoengine.engine.parallel import unwrap_model
-from dinoengine.engine.train_loop import TrainerBase
+from dinoengine.engine.train_loop import TrainerBase, require_parts
 from dinoengine.solver.clipping import clip_grad_norms_
 from dinoengine.structures import LossTerm, LossTerms
 from dinoengine.utils import comm
@@ -269,19 +269,27 @@ class SimpleTrainer(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        state["optimizer"] = self.optimizer.state_dict()
+        state["optimizer"] = optimizer_state(self.optimizer)
+        state["precision"] = self.precision
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of ``state_dict``; the precision may be another one.
+
+        Raises:
+            ValueError: if a part of the state is missing or of other parameters; names it.
+        """
+        require_parts(state, ("optimizer",))
+        if self.grad_scaler is not None and state.get("precision", "fp16") == "fp16":
+            require_parts(state, ("grad_scaler",))
         super().load_state_dict(state)
         load_optimizer_state(self.optimizer, state["optimizer"])
-        if self.grad_scaler is not None:
-            if "grad_scaler" in state:
-                self.grad_scaler.load_state_dict(state["grad_scaler"])
-            else:
-                logger.warning("The checkpoint was saved without fp16; the gradient scaler starts afresh.")
+        if self.grad_scaler is not None and "grad_scaler" in state:
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
+        elif self.grad_scaler is not None:
+            logger.warning("The checkpoint was written in %s; the gradient scaler starts afresh.", state["precision"])
 
 
 class AMPTrainer(SimpleTrainer):
@@ -291,47 +299,6 @@ class AMPTrainer(SimpleTrainer):
         if precision == "fp32":
             raise ValueError("AMPTrainer takes precision bf16 or fp16; for fp32 use SimpleTrainer.")
         super().__init__(*args, precision=precision, **kwargs)
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the moments of every parameter, found by name; groups and hyperparameters stay those of ``optimizer``.
-
-    They come from the config, which may have changed on purpose (SOLVER.BETAS, LAYER_DECAY ...).
-
-    Raises:
-        ValueError: if the parameters are not those the state was saved for.
-    """
-    own_groups = optimizer.state_dict()["param_groups"]
-    own, saved = _parameter_ids(own_groups), _parameter_ids(state["param_groups"])
-    if own.keys() != saved.keys():
-        examples = ", ".join(str(name) for name in list(own.keys() ^ saved.keys())[:4])
-        raise ValueError(
-            f"The optimizer state is of {len(saved)} parameters, this run trains {len(own)}; they differ in {examples} ... "
-            "Resume with the model the run had, or start a new run from its weights with MODEL.WEIGHTS."
-        )
-    moments = {own[name]: state["state"][i] for name, i in saved.items() if i in state["state"]}
-    optimizer.load_state_dict({"state": moments, "param_groups": own_groups})
-
-
-def load_optimizer_of(optimizer: torch.optim.Optimizer, path: str) -> None:
-    """Load the moments that a checkpoint holds.
-
-    Raises:
-        CheckpointError: if it holds none.
-        ValueError: if they are of other parameters.
-    """
-    state = read_checkpoint(path).get("trainer", {}).get("optimizer")
-    if state is None:
-        raise CheckpointError(f"{path} holds no optimizer state; set MODEL.WEIGHTS_WITH_OPTIMIZER False.")
-    load_optimizer_state(optimizer, state)
-    logger.info("Took the optimizer's moments from %s.", path)
-
-
-def _parameter_ids(groups: list[dict[str, Any]]) -> dict[str | int, int]:
-    """Name of each parameter (its position, where groups carry no names) -> its number in an optimizer state."""
-    ids = [i for group in groups for i in group["params"]]
-    names = [name for group in groups for name in group.get("param_names", group["params"])]
-    return dict(zip(names, ids, strict=True))
 
 
 def as_loss_terms(output: LossTerms | dict[str, Tensor] | Tensor) -> LossTerms:

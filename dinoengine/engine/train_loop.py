@@ -228,8 +228,9 @@ class TrainerBase:
         """Inverse of ``state_dict``.
 
         Raises:
-            ValueError: if the state of a registered stateful hook is missing; names it.
+            ValueError: if a part, or the state of a registered stateful hook, is missing; names it.
         """
+        require_parts(state, ("iteration", "storage", "hooks"))
         self.iter = state["iteration"]
         self.storage.load_state_dict(state["storage"])
         saved = dict(state["hooks"])
@@ -244,3 +245,17 @@ class TrainerBase:
             hook.load_state_dict(saved.pop(hook.name))
         if saved:
             logger.warning("The checkpoint has state of hooks this run does not have: %s.", ", ".join(saved))
+
+
+def require_parts(state: dict[str, Any], names: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: if a trainer's state lacks one of ``names``; says which, and what to do.
+    """
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(
+            f"The checkpoint cannot be resumed from: of the trainer's state it lacks {', '.join(missing)} (it has "
+            f"{', '.join(state) or 'nothing'}). Resume from another checkpoint, or start a new run from its weights with "
+            "MODEL.WEIGHTS and without --resume."
+        )

@@ -16,7 +16,7 @@ import yaml
 from dinoengine.config import CfgNode, ConfigError, get_cfg
 from dinoengine.data import DataError
 from dinoengine.engine import default_argument_parser, default_setup, exit_on_user_error, load_config, save_config
-from dinoengine.engine.setup import check_output_dir, config_changes, load_weights_for_evaluation, resolve_device
+from dinoengine.engine.setup import check_output_dir, load_weights_for_evaluation, resolve_device
 from tests.checkpoint.models import SMALL, random_weights
 
 
@@ -168,19 +168,6 @@ def test_eval_only_does_not_overwrite_the_config_of_a_run(tiny_cfg: CfgNode) -> 
     tiny_cfg.SOLVER.MAX_ITER = 77
     default_setup(tiny_cfg, _args("--eval-only"))
     assert yaml.safe_load(Path(tiny_cfg.OUTPUT_DIR, "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 10
-
-
-def test_what_changed_since_the_run_started_is_said(tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str]) -> None:
-    default_setup(tiny_cfg, _args())
-    tiny_cfg.SOLVER.BASE_LR = 0.5
-    default_setup(tiny_cfg, _args("--resume"))
-    assert "SOLVER.BASE_LR was 0.01, is now 0.5" in capsys.readouterr().out
-
-
-def test_config_changes_names_nested_keys(tiny_cfg: CfgNode) -> None:
-    other = tiny_cfg.clone()
-    other.MODEL.VIT.DEPTH = 3
-    assert list(config_changes(tiny_cfg, other)) == [("MODEL.VIT.DEPTH", 1, 3)]
 
 
 @pytest.mark.parametrize("trace", ["last_checkpoint", "model_final.pth", "metrics.json"])
