@@ -270,26 +270,23 @@ class SimpleTrainer(TrainerBase):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         state["optimizer"] = optimizer_state(self.optimizer)
-        state["precision"] = self.precision
-        if self.grad_scaler is not None:
-            state["grad_scaler"] = self.grad_scaler.state_dict()
+        state["grad_scaler"] = None if self.grad_scaler is None else self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of ``state_dict``; the precision may be another one.
+        """Inverse of ``state_dict``; one of a run without gradient scaler fits one with it, which then starts afresh.
 
         Raises:
             ValueError: if a part of the state is missing or of other parameters; names it.
         """
-        require_parts(state, ("optimizer",))
-        if self.grad_scaler is not None and state.get("precision", "fp16") == "fp16":
-            require_parts(state, ("grad_scaler",))
+        require_parts(state, ("optimizer",) if self.grad_scaler is None else ("optimizer", "grad_scaler"))
         super().load_state_dict(state)
         load_optimizer_state(self.optimizer, state["optimizer"])
-        if self.grad_scaler is not None and "grad_scaler" in state:
-            self.grad_scaler.load_state_dict(state["grad_scaler"])
-        elif self.grad_scaler is not None:
-            logger.warning("The checkpoint was written in %s; the gradient scaler starts afresh.", state["precision"])
+        if self.grad_scaler is not None:
+            if state["grad_scaler"] is not None:
+                self.grad_scaler.load_state_dict(state["grad_scaler"])
+            else:
+                logger.warning("The checkpoint was saved without fp16; the gradient scaler starts afresh.")
 
 
 class AMPTrainer(SimpleTrainer):
