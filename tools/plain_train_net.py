@@ -78,8 +78,10 @@ def train(cfg: CfgNode) -> tuple[nn.Module, list[float]]:
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     """One process of a run."""
     with exit_on_user_error():
-        if args.resume:
-            raise ValueError("plain_train_net.py cannot --resume: it saves no optimizer. Use train_net.py.")
+        if args.resume or args.fork_from:
+            raise ValueError(
+                "plain_train_net.py cannot --resume or --fork-from: it saves no optimizer. Use train_net.py."
+            )
         if cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.NUM_MICRO_BATCHES > 1 or cfg.SOLVER.NON_FINITE_MAX_SKIPS:
             raise ValueError(
                 "plain_train_net.py has no SOLVER.AMP, NUM_MICRO_BATCHES and NON_FINITE_MAX_SKIPS. Use train_net.py."
