@@ -113,11 +113,11 @@ class StoreWriter:
         if comm.get_local_size() != comm.get_world_size():
             raise ValueError("Features are written by processes of one machine, which share its memory of the files.")
         self._lock: IO[str] | None = None
-        # Decided by one process and raised by all, or the others would wait for it.
-        problem = comm.broadcast_object(self._prepare(overwrite) if comm.is_main_process() else None)
-        if problem:
+        try:
+            comm.on_main_process(lambda: self._prepare(overwrite))
+        except BaseException:
             self.close()
-            raise ValueError(problem)
+            raise
         self.is_finished = os.path.exists(path)
         if not self.is_finished:
             self._arrays = {name: self._open(f"{name}.npy") for name in arrays}
@@ -127,27 +127,27 @@ class StoreWriter:
     def _open(self, name: str) -> np.memmap[Any, Any]:
         return np.lib.format.open_memmap(os.path.join(self.folder, name), mode="r+")
 
-    def _prepare(self, overwrite: bool) -> str:
-        """Make or find the unfinished folder; returns why it cannot be used, or ""."""
+    def _prepare(self, overwrite: bool) -> None:
+        """Make or find the unfinished folder (ValueError: it cannot be used)."""
         for path, file in ((self.path, META_FILE), (self.folder, _SETTINGS_FILE)):
             if not os.path.lexists(path):
                 continue
             if path == self.folder and not self._take_lock():
-                return f"Another run is writing {path} now; wait for it, or end its processes."
+                raise ValueError(f"Another run is writing {path} now; wait for it, or end its processes.")
             settings_path = os.path.join(path, file)
             there = _settings_in(settings_path)
             if there is None:
-                return f"{path} exists and holds no features; name another place."
+                raise ValueError(f"{path} exists and holds no features; name another place.")
             if overwrite:
                 shutil.rmtree(path)
                 continue
             if different := differing_settings({key: there.get(key) for key in self.settings}, self.settings):
                 lines = "\n  ".join(different)
-                return (
+                raise ValueError(
                     f"{path} holds features made with other settings (there, and now):\n  {lines}\n"
                     "Name another place, or replace them (--overwrite)."
                 )
-            return ""
+            return
         # Under a third name until it is complete: a folder with half of its files would be taken for a resumable one.
         fresh = self.folder + ".new"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -158,7 +158,8 @@ class StoreWriter:
         with atomic_write(os.path.join(fresh, _SETTINGS_FILE), "w") as opened:
             json.dump(self.settings, opened, indent=1)
         os.rename(fresh, self.folder)
-        return "" if self._take_lock() else f"Another run has just begun to write {self.folder}."
+        if not self._take_lock():
+            raise ValueError(f"Another run has just begun to write {self.folder}.")
 
     def _take_lock(self) -> bool:
         """Whether no other run writes; it may have survived the command that started it. The lock ends with the process."""
@@ -212,28 +213,29 @@ class StoreWriter:
         """
         self.flush()
         comm.synchronize()
-        if comm.is_main_process():
-            if not self._done.all():
-                raise RuntimeError(f"{int((~self._done).sum())} rows were never written; run the extraction again.")
-            rows = index_rows(self.dataset)
-            with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            if parquet:
-                _write_parquet(rows, os.path.join(self.folder, PARQUET_FILE))
-            meta = {
-                **self.settings,
-                **more,
-                "class_names": self.dataset.class_names,
-                "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
-                "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            }
-            with atomic_write(os.path.join(self.folder, META_FILE), "w") as file:
-                json.dump(meta, file, indent=1)
-            # Renamed first: whatever moment this is killed at, what is there is complete or can be gone on with.
-            os.rename(self.folder, self.path)
-            os.remove(os.path.join(self.path, _DONE_FILE))
-            os.remove(os.path.join(self.path, _SETTINGS_FILE))
-        comm.synchronize()
+        comm.on_main_process(lambda: self._publish(parquet, more))
+
+    def _publish(self, parquet: bool, more: Mapping[str, Any]) -> None:
+        if not self._done.all():
+            raise RuntimeError(f"{int((~self._done).sum())} rows were never written; run the extraction again.")
+        rows = index_rows(self.dataset)
+        with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        if parquet:
+            _write_parquet(rows, os.path.join(self.folder, PARQUET_FILE))
+        meta = {
+            **self.settings,
+            **more,
+            "class_names": self.dataset.class_names,
+            "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        with atomic_write(os.path.join(self.folder, META_FILE), "w") as file:
+            json.dump(meta, file, indent=1)
+        # Renamed first: whatever moment this is killed at, what is there is complete or can be gone on with.
+        os.rename(self.folder, self.path)
+        os.remove(os.path.join(self.path, _DONE_FILE))
+        os.remove(os.path.join(self.path, _SETTINGS_FILE))
 
 
 def _settings_in(path: str) -> dict[str, Any] | None:

@@ -203,8 +203,7 @@ class LinearEvaluator(DatasetEvaluator):
                 "there may be a better head.",
                 rows[best]["base_lr"],
             )
-        if comm.is_main_process():
-            logger.info("Linear probe: all heads are in %s", self._save(rows, best))
+        logger.info("Linear probe: all heads are in %s", comm.on_main_process(lambda: self._save(rows, best)))
         if not self.keep_checkpoint:
             self._checkpoint.remove()
         return {"linear": {name: values[best] for name, values in tops.items()}}

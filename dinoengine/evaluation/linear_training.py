@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
@@ -88,22 +89,36 @@ class ProbeCheckpoint:
         self.path = os.path.join(output_dir, FOLDER, f"linear_probe-{self.digest[:16]}.pth")
 
     def save(self, heads: LinearHeads, iteration: int) -> None:
-        """Write on the main process; ``iteration`` steps are done."""
-        if comm.is_main_process():
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            with atomic_write(self.path) as file:
-                torch.save({"iteration": iteration, "heads": heads.state_dict()}, file)
+        """Write on the main process; ``iteration`` steps are done. Every process calls it."""
+        comm.on_main_process(lambda: self._write({"iteration": iteration, "heads": heads.state_dict()}))
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        with atomic_write(self.path) as file:
+            torch.save(state, file)
 
     def load(self, heads: LinearHeads) -> int:
-        """Put the saved state into ``heads``, on every process; the number of steps done, 0 if nothing was saved."""
-        state = None
-        if comm.is_main_process() and os.path.exists(self.path):
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        state = comm.broadcast_object(state)
+        """Put the saved state into ``heads``, on every process; the number of steps done, 0 if nothing was saved.
+
+        Raises:
+            ValueError: on every process, if the file cannot be read.
+        """
+        state = comm.on_main_process(self._read)
         if state is None:
             return 0
         heads.load_state_dict(state["heads"])
         return int(state["iteration"])
+
+    def _read(self) -> dict[str, Any] | None:
+        if not os.path.exists(self.path):
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self.path}, from which the linear probe would go on, cannot be read; delete it to start anew. ({error})"
+            ) from error
+        return state
 
     def remove(self) -> None:
         """Delete the file, if there is one."""

@@ -9,11 +9,20 @@ from __future__ import annotations
 import functools
 import gc
 import os
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
+
+# While some processes still work the others hear from them this often; far below any time limit of a collective.
+HEARTBEAT_SECONDS = 60.0
+
+_SHARED_ERRORS = (FileNotFoundError, OSError, ValueError, RuntimeError)  # the first that fits is raised everywhere
 
 
 def is_distributed() -> bool:
@@ -100,6 +109,73 @@ def broadcast_object(data: Any, src: int = 0) -> Any:
     box = [data]
     dist.broadcast_object_list(box, src=src, group=_object_group())
     return box[0]
+
+
+def on_main_process(work: Callable[[], T]) -> T:
+    """What ``work()`` returns on rank 0 (picklable), on every rank; for quick work, see ``gather_results`` for other.
+
+    Raises:
+        Exception: where ``work`` raises: on rank 0 its error, on the others one of the same kind with the same text, so
+            that nobody waits for a process that has given up.
+    """
+    if not is_distributed():
+        return work()
+    outcome = _Outcome.of(work) if is_main_process() else None
+    shared = broadcast_object(outcome and outcome.shared())
+    return (outcome or _Outcome(*shared)).result()
+
+
+def gather_results(work: Callable[[], T]) -> list[T]:
+    """What ``work()`` returns on each rank (picklable), in rank order, on every rank, however long one of them takes.
+
+    A collective alone would give up after its time limit. So ``work`` runs in a thread, which has torch's default modes (no
+    inference mode), and the processes tell each other every ``HEARTBEAT_SECONDS`` that they are alive.
+
+    Raises:
+        Exception: the first error in rank order, as in ``on_main_process``.
+    """
+    if not is_distributed():
+        return [work()]
+    outcomes: list[_Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.append(_Outcome.of(work)), daemon=True)
+    thread.start()
+    while True:
+        thread.join(HEARTBEAT_SECONDS)
+        parts = all_gather(None if thread.is_alive() else outcomes[0].shared())
+        if all(part is not None for part in parts):
+            break
+    return [(outcomes[0] if rank == get_rank() else _Outcome(*part)).result() for rank, part in enumerate(parts)]
+
+
+class _Outcome:
+    """What a call gave: a value or an error."""
+
+    def __init__(self, value: Any, kind: int | None = None, text: str = "") -> None:
+        self.value = value
+        self.error: Exception | None = None if kind is None else _SHARED_ERRORS[kind](text)
+
+    @classmethod
+    def of(cls, work: Callable[[], Any]) -> _Outcome:
+        outcome = cls(None)
+        try:
+            outcome.value = work()
+        except Exception as error:
+            outcome.error = error
+        return outcome
+
+    def shared(self) -> tuple[Any, int | None, str]:
+        """Arguments of a copy in another process: an error as kind and text, as not every error can be pickled."""
+        error = self.error
+        if error is None:
+            return self.value, None, ""
+        kind = next((i for i, kind in enumerate(_SHARED_ERRORS) if isinstance(error, kind)), len(_SHARED_ERRORS) - 1)
+        text = str(error) if type(error) is _SHARED_ERRORS[kind] else f"{type(error).__name__}: {error}"
+        return None, kind, text
+
+    def result(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 def shared_random_seed() -> int:

@@ -12,24 +12,32 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from dinoengine.checkpoint import Checkpointer
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import build_test_loader
+from dinoengine.engine.hooks import CollapseGuard
+from dinoengine.engine.hooks.collapse_symptoms import Scales
 from dinoengine.evaluation import (
     Extraction,
     FeatureStore,
+    HeadGrid,
     LabelFreeEvaluator,
     LinearEvaluator,
+    LinearHeads,
     build_evaluator,
     extract_features,
     extract_pixels,
     extract_to_store,
     inference_on_dataset,
 )
+from dinoengine.evaluation.linear_training import ProbeCheckpoint
+from dinoengine.evaluation.records import FOLDER
 from dinoengine.modeling.backbone import VisionTransformer
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
 from dinoengine.modeling.meta_arch.feature_model import FeatureModel, PrototypeHead
 from dinoengine.structures import BackboneOutput
 from dinoengine.utils import comm
+from tests.engine.toys import IdleTrainer, ToyModel
 from tests.masks import write_mask_folder
 
 BANK = "synthetic:num_images=37:num_classes=6:size=16"
@@ -109,6 +117,40 @@ def _evaluate_masks(folder: Path) -> dict[str, Any]:
     return inference_on_dataset(_model(), build_test_loader(cfg, test), build_evaluator(cfg, test))
 
 
+def _errors_of_the_first(rank: int, folder: Path) -> dict[str, str]:
+    """What each process raises where the first alone touches files, and cannot."""
+    if rank == 0:
+        (folder / "file").write_text("no folder")
+        (folder / FOLDER).mkdir(exist_ok=True)
+        Path(ProbeCheckpoint(str(folder), {"broken": True}).path).write_bytes(b"no checkpoint")
+    comm.synchronize()
+    heads = LinearHeads(HeadGrid((0.1,), (1,), (False,)), 4, 3)
+    calls = {
+        "store": lambda: extract_to_store(_model(), _cfg(""), QUERIES, f"{folder}/file/store", Extraction()),
+        "load": lambda: ProbeCheckpoint(str(folder), {"broken": True}).load(heads),
+        "save": lambda: ProbeCheckpoint(f"{folder}/file", {}).save(heads, 1),
+        "rollback": lambda: _guard_that_rolls_back(folder)._act({"uniform targets": "entropy"}),
+    }
+    errors = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except Exception as error:
+            errors[name] = f"{type(error).__name__}: {error}"
+    return errors
+
+
+def _guard_that_rolls_back(folder: Path) -> CollapseGuard:
+    """Its last checkpoint, which rank 0 reads, is a broken file."""
+    trainer = IdleTrainer()
+    guard = CollapseGuard(Checkpointer(ToyModel(), str(folder)), Scales(8, 1.0, 8, 1), action="rollback")
+    guard.trainer = trainer
+    guard.before_train()
+    if comm.is_main_process():
+        (folder / "model_final.pth").write_bytes(b"no checkpoint")
+    return guard
+
+
 def _run_rank(rank: int, folder: str) -> None:
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     torch.set_num_threads(1)
@@ -120,6 +162,7 @@ def _run_rank(rank: int, folder: str) -> None:
         extract_features(_model(BrokenForLateImages), build_test_loader(_cfg(folder), QUERIES))
     except ValueError as error:
         found["error"] = str(error)
+    found["errors of the first"] = _errors_of_the_first(rank, Path(folder))
     torch.save(found, f"{folder}/rank{rank}.pt")
     comm.destroy_process_group()
 
@@ -210,6 +253,24 @@ def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]
         "features of 7 of 13 images are not finite, e.g. synthetic[6], synthetic[7], synthetic[8], synthetic[9], synthetic[10]"
         in messages[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("store", "OSError: NotADirectoryError: "),
+        ("load", "ValueError: "),
+        ("save", "OSError: NotADirectoryError: "),
+        ("rollback", "ValueError: UnreadableCheckpointError: "),
+    ],
+)
+def test_what_the_first_process_alone_cannot_do_ends_all(
+    two_ranks: list[dict[str, Any]], name: str, expected: str
+) -> None:
+    """The second gets the kind and the text; it used to wait for the first until the collective timed out."""
+    first, second = (rank["errors of the first"][name] for rank in two_ranks)
+    assert second.startswith(expected)
+    assert second.removeprefix(expected) in first
 
 
 def test_probes_are_those_of_one_process(two_ranks: list[dict[str, Any]], one_process: dict[str, Any]) -> None:

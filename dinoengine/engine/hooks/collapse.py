@@ -107,7 +107,7 @@ class CollapseGuard(HookBase):
             logger.warning("%s\nTo end such a run set COLLAPSE_GUARD.ACTION stop or rollback.", message)
             return
         self.trainer.flush_metrics()
-        end = self._stop() if self.action == "stop" else comm.broadcast_object(self._roll_back(list(found)))
+        end = self._stop() if self.action == "stop" else comm.on_main_process(lambda: self._roll_back(list(found)))
         raise CollapseError(f"{message}\n{end}")
 
     def _stop(self) -> str:
@@ -115,9 +115,7 @@ class CollapseGuard(HookBase):
         return f"The run was stopped (COLLAPSE_GUARD.ACTION stop) and saved in {path}."
 
     def _roll_back(self, kinds: list[str]) -> str:
-        """Rank 0 finds the checkpoint and moves the later ones out of the way; returns what is to be said."""
-        if not comm.is_main_process():
-            return ""
+        """Find the checkpoint and move the later ones out of the way; returns what is to be said."""
         folder = self.checkpointer.save_dir
         checkpoints = self._checkpoints(folder)
         healthy = ((i, path) for i, path in reversed(checkpoints) if self._is_healthy(i, path, kinds))
