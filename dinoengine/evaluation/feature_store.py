@@ -6,12 +6,15 @@ it is being written it has another name, so what exists under its own name is co
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import fcntl
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -105,6 +108,7 @@ class StoreWriter:
         Raises:
             ValueError: if features with other settings are there, finished or not (says what differs), or something else,
                 or another run is writing them.
+            OSError: if the disk has no room for them.
         """
         self.path, self.dataset = path, dataset
         self.folder = unfinished_path(path)
@@ -153,8 +157,13 @@ class StoreWriter:
         shutil.rmtree(fresh, ignore_errors=True)
         os.makedirs(fresh)
         arrays = {f"{name}.npy": (a["shape"], a["dtype"]) for name, a in self.settings["arrays"].items()}
-        for name, (shape, dtype) in {**arrays, _DONE_FILE: ([len(self.dataset)], "bool")}.items():
-            np.lib.format.open_memmap(os.path.join(fresh, name), mode="w+", dtype=dtype, shape=tuple(shape)).flush()
+        arrays[_DONE_FILE] = ([len(self.dataset)], "bool")
+        num_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
+        with _room_for(num_bytes, fresh):
+            for name, (shape, dtype) in arrays.items():
+                array = os.path.join(fresh, name)
+                np.lib.format.open_memmap(array, mode="w+", dtype=dtype, shape=tuple(shape)).flush()
+                _allocate(array)
         with atomic_write(os.path.join(fresh, _SETTINGS_FILE), "w") as opened:
             json.dump(self.settings, opened, indent=1)
         os.rename(fresh, self.folder)
@@ -236,6 +245,35 @@ class StoreWriter:
         os.rename(self.folder, self.path)
         os.remove(os.path.join(self.path, _DONE_FILE))
         os.remove(os.path.join(self.path, _SETTINGS_FILE))
+
+
+@contextlib.contextmanager
+def _room_for(num_bytes: int, folder: str) -> Iterator[None]:
+    """Removes ``folder`` when the disk is too full to make its files, and says so (OSError)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        shutil.rmtree(folder)
+        parent = os.path.dirname(os.path.abspath(folder))
+        free = shutil.disk_usage(parent).free
+        raise OSError(
+            f"The features need {num_bytes / 2**20:.0f} MiB in {parent}, where {free / 2**20:.0f} MiB are free "
+            f"({os.strerror(error.errno)}). Make room, name another place, or store less (float16, fewer tokens)."
+        ) from error
+
+
+def _allocate(path: str) -> None:
+    """Give a file all of its blocks: a full disk is an error now, and not a SIGBUS when a row is written to its memory map."""
+    if not hasattr(os, "posix_fallocate"):
+        return  # not on macOS; the file has its size, but may be sparse
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # the file system cannot
+                raise
 
 
 def _settings_in(path: str) -> dict[str, Any] | None:
