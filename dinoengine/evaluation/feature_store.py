@@ -265,7 +265,7 @@ def _room_for(num_bytes: int, folder: str) -> Iterator[None]:
 
 
 def _allocate(path: str) -> None:
-    """Give a file all of its blocks: a full disk is an error now, and not a SIGBUS when a row is written to its memory map."""
+    """Give a file all of its blocks: a full disk is an error now, and no SIGBUS when a row is written to its memory map."""
     if not hasattr(os, "posix_fallocate"):
         return  # not on macOS; the file has its size, but may be sparse
     with open(path, "r+b") as file:

@@ -18,7 +18,7 @@ from dinoengine.data import build_train_loader
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.classification import tops_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
-from dinoengine.evaluation.features import FeatureCollector
+from dinoengine.evaluation.features import FeatureCollector, dataset_of
 from dinoengine.evaluation.label_sets import match_label_sets, training_strings
 from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads, learning_rate
 from dinoengine.evaluation.linear_training import (
@@ -94,7 +94,7 @@ class LinearEvaluator(DatasetEvaluator):
         self.output_dir = output_dir
         self.keep_checkpoint = keep_checkpoint
         self._batch_size = sets.train_cfg.SOLVER.IMS_PER_BATCH
-        self._ranks = FeatureCollector()
+        self._ranks = FeatureCollector(dataset_of(sets.test_crops))
         self._val_ranks: Tensor | None = None
 
     @torch.inference_mode()
@@ -115,9 +115,10 @@ class LinearEvaluator(DatasetEvaluator):
             self._stream_source(),
             num_iters=self.settings.num_iters,
             batch_size=self._batch_size,
-            describe=self.sets.train_crops.dataset.dataset.describe,
+            dataset=dataset_of(self.sets.train_crops),
             checkpoint=self._checkpoint,
             checkpoint_period=self.settings.checkpoint_period,
+            save_at_end=self.keep_checkpoint,
             validate=log_best,
             val_period=self.settings.val_period,
         )
@@ -142,7 +143,8 @@ class LinearEvaluator(DatasetEvaluator):
             return lambda start_iter: feature_batches(model, grid, build_train_loader(cfg, start_iter))
 
         def cached(start_iter: int) -> FeatureStream:
-            cache = collect_features(feature_batches(model, grid, self.sets.train_crops))
+            crops = self.sets.train_crops
+            cache = collect_features(feature_batches(model, grid, crops), dataset_of(crops))
             return cached_stream(cache, next(model.parameters()).device, self._batch_size, cfg.SEED, start_iter)
 
         return cached
@@ -159,7 +161,7 @@ class LinearEvaluator(DatasetEvaluator):
             if self.settings.cached and not kept:  # then the backbone sees no image twice
                 kept.extend(batches)
                 batches = kept
-            collector = FeatureCollector()
+            collector = FeatureCollector(dataset_of(crops))
             for features, labels, indices in batches:
                 classes = torch.tensor(class_of, device=labels.device)[labels]
                 collector.add(self._heads.ranks(features, classes), None, indices)
@@ -168,7 +170,7 @@ class LinearEvaluator(DatasetEvaluator):
         return ranks
 
     def reset(self) -> None:
-        self._ranks = FeatureCollector()
+        self._ranks = FeatureCollector(dataset_of(self.sets.test_crops))
 
     @torch.inference_mode()
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dinoengine.data import PositionBatches, TrainingSampler
+from dinoengine.data import ImageDataset, PositionBatches, TrainingSampler
 from dinoengine.evaluation.features import FeatureCollector, Features
+from dinoengine.evaluation.finite import FiniteCheck
 from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
 from dinoengine.evaluation.records import FOLDER
 from dinoengine.solver.schedules import CosineSchedule
@@ -47,13 +48,16 @@ def feature_batches(model: nn.Module, grid: HeadGrid, data_loader: Any) -> Featu
         yield FeatureBatch(grid.features(model, on_device.images), on_device.labels, batch.indices)
 
 
-def collect_features(batches: FeatureStream) -> Features:
+def collect_features(batches: FeatureStream, dataset: ImageDataset | None = None) -> Features:
     """The features of a whole set of which each process has a part; the same on every process.
+
+    Args:
+        dataset: names its images in the error.
 
     Raises:
         ValueError: if some are not finite; names the images.
     """
-    collector = FeatureCollector()
+    collector = FeatureCollector(dataset)
     for batch in batches:
         collector.add(*batch)
     return collector.finish()
@@ -133,9 +137,10 @@ def train_heads(
     *,
     num_iters: int,
     batch_size: int,
-    describe: Callable[[int], str],
+    dataset: ImageDataset | None,
     checkpoint: ProbeCheckpoint,
     checkpoint_period: int = 0,
+    save_at_end: bool = False,
     validate: Callable[[int], None],
     val_period: int = 0,
 ) -> None:
@@ -144,8 +149,9 @@ def train_heads(
     Args:
         make_stream: iteration -> an endless stream of this process's part of the batches from there on.
         batch_size: global.
-        describe: index in the training set -> what to call the image in an error.
+        dataset: the training set, to name its images in an error.
         checkpoint_period: iterations; the end is saved, too. 0: never.
+        save_at_end: save the end in any case.
         validate: called with the number of steps done every ``val_period`` iterations, but not at the end. 0: never.
 
     Raises:
@@ -156,12 +162,14 @@ def train_heads(
         logger.info("Linear probe: going on at iteration %d of %d from %s.", start_iter, num_iters, checkpoint.path)
     if start_iter == num_iters:
         return
+    finite = FiniteCheck(dataset, "training features")
     factor = CosineSchedule(1.0, 0.0, num_iters)
     began = time.perf_counter()
     with contextlib.closing(make_stream(start_iter)) as stream:
         for iteration in range(start_iter, num_iters):
             batch = next(stream)
-            _require_finite(batch, describe)
+            finite.see(batch.features, batch.indices)
+            finite.finish_batch(batch.features.device)
             losses = heads.step(batch.features, batch.labels, batch_size=batch_size, lr_factor=factor(iteration))
             done = iteration + 1
             seconds_left = (time.perf_counter() - began) / (done - start_iter) * (num_iters - done)
@@ -175,19 +183,8 @@ def train_heads(
                     name=__name__,
                     key="progress",
                 )
-            if checkpoint_period and (done % checkpoint_period == 0 or done == num_iters):
+            is_due = checkpoint_period > 0 and (done % checkpoint_period == 0 or done == num_iters)
+            if is_due or (save_at_end and done == num_iters):
                 checkpoint.save(heads, done)
             if val_period and done % val_period == 0 and done < num_iters:
                 validate(done)
-
-
-def _require_finite(batch: FeatureBatch, describe: Callable[[int], str]) -> None:
-    is_bad = ~torch.isfinite(batch.features).all(dim=1)
-    if not comm.all_reduce_sum(is_bad.sum()).item():
-        return
-    mine = [describe(int(index)) for index in batch.indices[is_bad.cpu()]]
-    names = [name for part in comm.all_gather(mine) for name in part]
-    raise ValueError(
-        f"The features of {len(names)} images of a training batch of the linear probe are not finite, e.g. of "
-        f"{', '.join(names[:5])}. The weights are broken, or the run diverged."
-    )

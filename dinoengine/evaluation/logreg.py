@@ -20,10 +20,11 @@ import torch
 from torch import nn
 
 from dinoengine.config import CfgNode
+from dinoengine.data import ImageDataset
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.classification import tops_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
-from dinoengine.evaluation.features import FeatureCollector, Features, extract_features
+from dinoengine.evaluation.features import FeatureCollector, Features, dataset_of, extract_features
 from dinoengine.evaluation.label_sets import match_label_sets
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
@@ -189,6 +190,7 @@ class LogregEvaluator(DatasetEvaluator):
         train_labels: Sequence[int],
         val_loader: Any = None,
         val_labels: Sequence[int] = (),
+        test_set: ImageDataset | None = None,
     ) -> None:
         """
         Args:
@@ -196,6 +198,7 @@ class LogregEvaluator(DatasetEvaluator):
                 training set.
             class_names: by label of the test set.
             train_labels, val_labels: what each label of those sets is called in the test set.
+            test_set: names its images in messages.
         """
         self.train_loader = train_loader
         self.settings = settings
@@ -206,7 +209,8 @@ class LogregEvaluator(DatasetEvaluator):
         self._num_train_images, self._num_val_images = 0, 0
         self._train: Rows | None = None
         self._val: Rows | None = None
-        self._test = FeatureCollector()
+        self.test_set = test_set
+        self._test = FeatureCollector(test_set)
 
     def prepare(self, model: nn.Module) -> None:
         train = extract_features(model, self.train_loader).relabelled(self.train_labels)
@@ -221,7 +225,7 @@ class LogregEvaluator(DatasetEvaluator):
         return Rows(features.features.numpy().astype(self.settings.dtype), features.labels.numpy())
 
     def reset(self) -> None:
-        self._test = FeatureCollector()
+        self._test = FeatureCollector(self.test_set)
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         self._test.add(output.cls_token, batch.labels, batch.indices)
@@ -334,4 +338,5 @@ def build_logreg_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactor
         train_labels=sets.train_labels,
         val_loader=val_loader,
         val_labels=val_labels,
+        test_set=dataset_of(make_loader(cfg, dataset)),
     )

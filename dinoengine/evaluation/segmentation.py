@@ -64,7 +64,7 @@ class SegmentationEvaluator(DatasetEvaluator):
         self._protocol = protocol
         self._model: nn.Module | None = None
         self._head: SegmentationHead | None = None
-        self._confusion = ConfusionMatrix(sets.num_classes)
+        self._confusion = ConfusionMatrix(sets.num_classes, sets.test_set)
 
     def prepare(self, model: nn.Module) -> None:
         """Train the head."""
@@ -77,6 +77,7 @@ class SegmentationEvaluator(DatasetEvaluator):
                 self.sets.num_classes,
                 self.schedule,
                 next(model.parameters()).device,
+                self.sets.train_set,
             )
 
     def _relabelled(self, batch: ImageBatch) -> ImageBatch:
@@ -85,7 +86,7 @@ class SegmentationEvaluator(DatasetEvaluator):
         return batch
 
     def reset(self) -> None:
-        self._confusion = ConfusionMatrix(self.sets.num_classes)
+        self._confusion = ConfusionMatrix(self.sets.num_classes, self.sets.test_set)
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         assert self._head is not None, "prepare() comes before process()"

@@ -111,6 +111,12 @@ def broadcast_object(data: Any, src: int = 0) -> Any:
     return box[0]
 
 
+def broadcast_on_cpu(tensor: Tensor, src: int = 0) -> None:
+    """Fill a contiguous CPU tensor, of the same shape and dtype on every rank, with that of rank ``src``."""
+    if is_distributed():
+        dist.broadcast(tensor, src=src, group=_object_group())
+
+
 def on_main_process(work: Callable[[], T]) -> T:
     """What ``work()`` returns on rank 0 (picklable), on every rank; for quick work, see ``gather_results`` for other.
 

@@ -30,6 +30,7 @@ from dinoengine.evaluation import (
     extract_to_store,
     inference_on_dataset,
 )
+from dinoengine.evaluation import features
 from dinoengine.evaluation.linear_training import ProbeCheckpoint
 from dinoengine.evaluation.records import FOLDER
 from dinoengine.modeling.backbone import VisionTransformer
@@ -155,6 +156,7 @@ def _run_rank(rank: int, folder: str) -> None:
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    features._EXCHANGED_BYTES = 200  # a few rows at a time, as of a large set
     found = _evaluate_everything(folder)
     found["masks"] = _evaluate_masks(Path(folder))
     extract_to_store(_model(), _cfg(folder), QUERIES, f"{folder}/store", Extraction(("cls", "patch")))

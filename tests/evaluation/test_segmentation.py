@@ -80,7 +80,21 @@ def test_features_that_are_not_finite_are_named(probe_cfg: CfgNode, tmp_path: Pa
     image = Image.open(path)
     image.putpixel((0, 0), (255, 255, 255))
     image.save(path)
-    with pytest.raises(ValueError, match=r"features of 1 of 6 images are not finite, e\.g\. images number \[3\]"):
+    with pytest.raises(ValueError, match=r"The scores of 1 of 6 images are not finite, e\.g\. .*/test/images/03\.png"):
+        _results(probe_cfg, BrokenPatches())
+
+
+def test_training_features_that_are_not_finite_are_named_before_a_step_with_them(
+    probe_cfg: CfgNode, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    probe_cfg.merge_from_list(["TEST.SEGMENTATION.RESIZE_RATIO", (1.0, 1.0), "TEST.SEGMENTATION.HFLIP_PROB", 0.0])
+    path = tmp_path / "train" / "images" / "04.png"
+    Image.new("RGB", Image.open(path).size, (255, 255, 255)).save(path)
+    with pytest.raises(
+        ValueError, match=r"training features of 1 of \d+ images are not finite, e\.g\. .*/train/images/04\.png"
+    ):
         _results(probe_cfg, BrokenPatches())
 
 
