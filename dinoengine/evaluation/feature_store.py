@@ -24,7 +24,7 @@ import dinoengine
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.records import differing_settings, index_sha256
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import atomic_write, write_json
 
 META_FILE = "meta.json"
 INDEX_FILE = "index.jsonl"
@@ -164,8 +164,7 @@ class StoreWriter:
                 array = os.path.join(fresh, name)
                 np.lib.format.open_memmap(array, mode="w+", dtype=dtype, shape=tuple(shape)).flush()
                 _allocate(array)
-        with atomic_write(os.path.join(fresh, _SETTINGS_FILE), "w") as opened:
-            json.dump(self.settings, opened, indent=1)
+        write_json(os.path.join(fresh, _SETTINGS_FILE), self.settings)
         os.rename(fresh, self.folder)
         if not self._take_lock():
             raise ValueError(f"Another run has just begun to write {self.folder}.")
@@ -229,7 +228,7 @@ class StoreWriter:
             raise RuntimeError(f"{int((~self._done).sum())} rows were never written; run the extraction again.")
         rows = index_rows(self.dataset)
         with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         if parquet:
             _write_parquet(rows, os.path.join(self.folder, PARQUET_FILE))
         meta = {
@@ -239,8 +238,7 @@ class StoreWriter:
             "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-        with atomic_write(os.path.join(self.folder, META_FILE), "w") as file:
-            json.dump(meta, file, indent=1)
+        write_json(os.path.join(self.folder, META_FILE), meta)
         # Renamed first: whatever moment this is killed at, what is there is complete or can be gone on with.
         os.rename(self.folder, self.path)
         os.remove(os.path.join(self.path, _DONE_FILE))

@@ -88,10 +88,19 @@ def feature_metrics(features: Moments, directions: Moments, alpha_ranks: Sequenc
     singular_values = torch.linalg.eigvalsh(features.gram())[-most:].clamp(min=0).sqrt()
     rank = rankme(singular_values)
     std = float(directions.covariance().sqrt().mean())
+    alpha = power_law_exponent(torch.linalg.eigvalsh(features.covariance()), alpha_ranks)
+    if math.isnan(alpha):
+        log_first_n(
+            logging.WARNING,
+            f"label_free: alpha is not a number (null in files): of the ranks {tuple(alpha_ranks)} "
+            f"(TEST.LABEL_FREE.ALPHA_RANKS) fewer than {_FEWEST_RANKS} have an eigenvalue above 0; {features.count} images "
+            f"have at most {features.count - 1} of them.",
+            name=__name__,
+        )
     return {
         "rankme": rank,
         "rankme_share": rank / most,
-        "alpha": power_law_exponent(torch.linalg.eigvalsh(features.covariance()), alpha_ranks),
+        "alpha": alpha,
         "feature_std": std,
         "feature_std_relative": std * math.sqrt(dim),
     }

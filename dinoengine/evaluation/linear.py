@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -33,7 +32,7 @@ from dinoengine.evaluation.linear_training import (
 from dinoengine.evaluation.records import FOLDER, dataset_in_file_name, index_sha256, preprocessing, weights_sha256
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -239,9 +238,7 @@ class LinearEvaluator(DatasetEvaluator):
             f"{HEADS_FILE}{self._weights[:8]}-{dataset_in_file_name(self.dataset)}-{self._checkpoint.digest[:4]}.json"
         )
         path = os.path.join(self.output_dir, FOLDER, name)
-        with atomic_write(path, "w") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+        write_json(path, content)
         return path
 
     def protocol(self) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class ProbeCheckpoint:
         Args:
             identity: hash of the backbone's weights, training set, preprocessing and settings; JSON-serialisable.
         """
-        self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()
         self.path = os.path.join(output_dir, FOLDER, f"linear_probe-{self.digest[:16]}.pth")
 
     def save(self, heads: LinearHeads, iteration: int) -> None:

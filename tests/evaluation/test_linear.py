@@ -149,9 +149,7 @@ def test_a_killed_probe_goes_on_when_the_command_is_given_again(
 
 
 @pytest.mark.parametrize("period", [0, 3])
-def test_test_sets_share_the_heads_of_one_training(
-    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, period: int
-) -> None:
+def test_test_sets_share_the_heads_of_one_training(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, period: int) -> None:
     cfg.TEST.LINEAR.CHECKPOINT_PERIOD = period
     alone = {dataset: _run(cfg, dataset=dataset)[0] for dataset in (TEST, VAL)}
     step, steps = LinearHeads.step, []

@@ -131,8 +131,9 @@ class CollapseGuard(HookBase):
             os.replace(path, os.path.join(folder, os.path.basename(path).replace("model_", "collapsed_", 1)))
         return (
             f"last_checkpoint is now {os.path.basename(last_path)}, the last one before it; those after it (and "
-            "model_best, if it is) are called collapsed_*. With the same settings the run would collapse again from there, so it was ended. Go "
-            "on with one of these keys changed (not those of a new run, which change what the checkpoint holds):\n"
+            "model_best, if it is one) are called collapsed_*. With the same settings the run would collapse again from "
+            "there, so it was ended. Go on with one of these keys changed (not those of a new run, which change what the "
+            "checkpoint holds):\n"
             f"  python tools/train_net.py --config-file {folder}/config.yaml --resume KEY VALUE"
         )
 
