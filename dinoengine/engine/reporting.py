@@ -12,7 +12,7 @@ from dinoengine.config import CfgNode
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.evaluation import flatten_results_dict, results_table
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ class ReportingTrainer(DefaultTrainer):
             tables = self.report(self.cfg, self.last_results)
             if comm.is_main_process():
                 content = {**self._results_of, "results": self.last_results, "tables": tables}
-                with atomic_write(self._results_path, "w") as file:
-                    json.dump(content, file, indent=1)
+                write_json(self._results_path, content)
         self._say_where()
 
     def results_of_finished_run(self) -> dict[str, Any]:

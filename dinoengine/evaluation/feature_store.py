@@ -6,12 +6,15 @@ it is being written it has another name, so what exists under its own name is co
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import fcntl
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -21,7 +24,7 @@ import dinoengine
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.records import differing_settings, index_sha256
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import atomic_write, write_json
 
 META_FILE = "meta.json"
 INDEX_FILE = "index.jsonl"
@@ -105,6 +108,7 @@ class StoreWriter:
         Raises:
             ValueError: if features with other settings are there, finished or not (says what differs), or something else,
                 or another run is writing them.
+            OSError: if the disk has no room for them.
         """
         self.path, self.dataset = path, dataset
         self.folder = unfinished_path(path)
@@ -113,11 +117,11 @@ class StoreWriter:
         if comm.get_local_size() != comm.get_world_size():
             raise ValueError("Features are written by processes of one machine, which share its memory of the files.")
         self._lock: IO[str] | None = None
-        # Decided by one process and raised by all, or the others would wait for it.
-        problem = comm.broadcast_object(self._prepare(overwrite) if comm.is_main_process() else None)
-        if problem:
+        try:
+            comm.on_main_process(lambda: self._prepare(overwrite))
+        except BaseException:
             self.close()
-            raise ValueError(problem)
+            raise
         self.is_finished = os.path.exists(path)
         if not self.is_finished:
             self._arrays = {name: self._open(f"{name}.npy") for name in arrays}
@@ -127,38 +131,43 @@ class StoreWriter:
     def _open(self, name: str) -> np.memmap[Any, Any]:
         return np.lib.format.open_memmap(os.path.join(self.folder, name), mode="r+")
 
-    def _prepare(self, overwrite: bool) -> str:
-        """Make or find the unfinished folder; returns why it cannot be used, or ""."""
+    def _prepare(self, overwrite: bool) -> None:
+        """Make or find the unfinished folder (ValueError: it cannot be used)."""
         for path, file in ((self.path, META_FILE), (self.folder, _SETTINGS_FILE)):
             if not os.path.lexists(path):
                 continue
             if path == self.folder and not self._take_lock():
-                return f"Another run is writing {path} now; wait for it, or end its processes."
+                raise ValueError(f"Another run is writing {path} now; wait for it, or end its processes.")
             settings_path = os.path.join(path, file)
             there = _settings_in(settings_path)
             if there is None:
-                return f"{path} exists and holds no features; name another place."
+                raise ValueError(f"{path} exists and holds no features; name another place.")
             if overwrite:
                 shutil.rmtree(path)
                 continue
             if different := differing_settings({key: there.get(key) for key in self.settings}, self.settings):
                 lines = "\n  ".join(different)
-                return (
+                raise ValueError(
                     f"{path} holds features made with other settings (there, and now):\n  {lines}\n"
                     "Name another place, or replace them (--overwrite)."
                 )
-            return ""
+            return
         # Under a third name until it is complete: a folder with half of its files would be taken for a resumable one.
         fresh = self.folder + ".new"
         shutil.rmtree(fresh, ignore_errors=True)
         os.makedirs(fresh)
         arrays = {f"{name}.npy": (a["shape"], a["dtype"]) for name, a in self.settings["arrays"].items()}
-        for name, (shape, dtype) in {**arrays, _DONE_FILE: ([len(self.dataset)], "bool")}.items():
-            np.lib.format.open_memmap(os.path.join(fresh, name), mode="w+", dtype=dtype, shape=tuple(shape)).flush()
-        with atomic_write(os.path.join(fresh, _SETTINGS_FILE), "w") as opened:
-            json.dump(self.settings, opened, indent=1)
+        arrays[_DONE_FILE] = ([len(self.dataset)], "bool")
+        num_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
+        with _room_for(num_bytes, fresh):
+            for name, (shape, dtype) in arrays.items():
+                array = os.path.join(fresh, name)
+                np.lib.format.open_memmap(array, mode="w+", dtype=dtype, shape=tuple(shape)).flush()
+                _allocate(array)
+        write_json(os.path.join(fresh, _SETTINGS_FILE), self.settings)
         os.rename(fresh, self.folder)
-        return "" if self._take_lock() else f"Another run has just begun to write {self.folder}."
+        if not self._take_lock():
+            raise ValueError(f"Another run has just begun to write {self.folder}.")
 
     def _take_lock(self) -> bool:
         """Whether no other run writes; it may have survived the command that started it. The lock ends with the process."""
@@ -212,28 +221,57 @@ class StoreWriter:
         """
         self.flush()
         comm.synchronize()
-        if comm.is_main_process():
-            if not self._done.all():
-                raise RuntimeError(f"{int((~self._done).sum())} rows were never written; run the extraction again.")
-            rows = index_rows(self.dataset)
-            with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            if parquet:
-                _write_parquet(rows, os.path.join(self.folder, PARQUET_FILE))
-            meta = {
-                **self.settings,
-                **more,
-                "class_names": self.dataset.class_names,
-                "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
-                "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            }
-            with atomic_write(os.path.join(self.folder, META_FILE), "w") as file:
-                json.dump(meta, file, indent=1)
-            # Renamed first: whatever moment this is killed at, what is there is complete or can be gone on with.
-            os.rename(self.folder, self.path)
-            os.remove(os.path.join(self.path, _DONE_FILE))
-            os.remove(os.path.join(self.path, _SETTINGS_FILE))
-        comm.synchronize()
+        comm.on_main_process(lambda: self._publish(parquet, more))
+
+    def _publish(self, parquet: bool, more: Mapping[str, Any]) -> None:
+        if not self._done.all():
+            raise RuntimeError(f"{int((~self._done).sum())} rows were never written; run the extraction again.")
+        rows = index_rows(self.dataset)
+        with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        if parquet:
+            _write_parquet(rows, os.path.join(self.folder, PARQUET_FILE))
+        meta = {
+            **self.settings,
+            **more,
+            "class_names": self.dataset.class_names,
+            "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        write_json(os.path.join(self.folder, META_FILE), meta)
+        # Renamed first: whatever moment this is killed at, what is there is complete or can be gone on with.
+        os.rename(self.folder, self.path)
+        os.remove(os.path.join(self.path, _DONE_FILE))
+        os.remove(os.path.join(self.path, _SETTINGS_FILE))
+
+
+@contextlib.contextmanager
+def _room_for(num_bytes: int, folder: str) -> Iterator[None]:
+    """Removes ``folder`` when the disk is too full to make its files, and says so (OSError)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        shutil.rmtree(folder)
+        parent = os.path.dirname(os.path.abspath(folder))
+        free = shutil.disk_usage(parent).free
+        raise OSError(
+            f"The features need {num_bytes / 2**20:.0f} MiB in {parent}, where {free / 2**20:.0f} MiB are free "
+            f"({os.strerror(error.errno)}). Make room, name another place, or store less (float16, fewer tokens)."
+        ) from error
+
+
+def _allocate(path: str) -> None:
+    """Give a file all of its blocks: a full disk is an error now, and no SIGBUS when a row is written to its memory map."""
+    if not hasattr(os, "posix_fallocate"):
+        return  # not on macOS; the file has its size, but may be sparse
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # the file system cannot
+                raise
 
 
 def _settings_in(path: str) -> dict[str, Any] | None:

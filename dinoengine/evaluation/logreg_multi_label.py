@@ -6,6 +6,7 @@ image which does not count for a class (difficult objects) is not fitted to eith
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def fit_and_judge(
     fits: list[Fit] = []
     for _ in range(most):
         # After each fit, not once at the end: collectives have a time limit, and some fits take far longer.
-        fits += [found for found in comm.all_gather(next(mine, None)) if found is not None]
+        fits += [found for found in comm.gather_results(functools.partial(next, mine, None)) if found is not None]
         message = f"Logistic regression: {len(fits)} of {len(classes) * sum(map(len, chains))} fits"
         log_every_n_seconds(logging.INFO, message, 30, name=__name__, key="progress")
     return sorted(fits)

@@ -23,12 +23,14 @@ class MaskSets:
         train_loader: ImageBatch of this rank's part of the training set, evaluation crops with their masks.
         train_classes: [256] uint8: the class of the test set for each class of the training set, matched by name; classes
             that the test set lacks have numbers above its own, ``IGNORE`` stays.
+        test_set: names its images in messages.
         class_names: by class of the test set, those classes included.
     """
 
     train_loader: Any
     train_classes: Tensor
     class_names: list[str]
+    test_set: ImageDataset
 
     @property
     def train_set(self) -> ImageDataset:
@@ -80,7 +82,7 @@ def match_mask_sets(
     train_classes = torch.full((256,), IGNORE, dtype=torch.uint8)
     train_classes[: len(numbers)] = torch.tensor(numbers, dtype=torch.uint8)
     warn_of_shared_images(train_set, test_set, f"test set {test!r}")
-    return MaskSets(train_loader, train_classes, names)
+    return MaskSets(train_loader, train_classes, names, test_set)
 
 
 def _no_masks(evaluator: str, which: str) -> str:

@@ -17,7 +17,7 @@ import dinoengine
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.label_sets import training_strings
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import write_json
 
 FOLDER = "eval"
 
@@ -112,13 +112,11 @@ def save_record(record: Mapping[str, Any], output_dir: str) -> str:
     which = f"weights_{weights['sha256'][:8]}" if iteration is None else f"iter_{iteration:07d}"
     dataset = dataset_in_file_name(record["dataset"])
     what = [record["dataset"], record["protocol"], record["preprocessing"]]
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, allow_nan=False).encode()).hexdigest()
     folder = os.path.join(output_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, f"{which}-{dataset}-{digest[:8]}.json")
-    with atomic_write(path, "w") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
+    write_json(path, record)
     return path
 
 

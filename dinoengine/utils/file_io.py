@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 
@@ -46,6 +48,26 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def write_json(path: str, content: Any, indent: int | None = 1) -> None:
+    """Write a JSON file, whole or not at all.
+
+    NaN and infinities, which JSON does not have, become null, as in metrics.json; what measures them says why.
+    """
+    with atomic_write(path, "w") as file:
+        json.dump(_with_null(content), file, indent=indent, allow_nan=False)
+        file.write("\n")
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _with_null(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_null(part) for part in value]
+    return value
 
 
 def _umask() -> int:

@@ -216,7 +216,9 @@ def test_features_beyond_float16_are_named(tmp_path: Path) -> None:
     model = _model()
     with torch.no_grad():
         model.backbone.norm.bias += 1e5  # type: ignore[union-attr, operator]
-    with pytest.raises(ValueError, match=r"too large for float16, e.g. those of synthetic\[0\].*normalize"):
+    with pytest.raises(
+        ValueError, match=r"float16 features of 4 of 4 .* e.g. synthetic\[0\].* too large for float16; .*normalize"
+    ):
         extract_to_store(model, _cfg(), DATA, str(tmp_path / "a"), Extraction(dtype="float16"))
     extract_to_store(model, _cfg(), DATA, str(tmp_path / "b"), Extraction(dtype="float16", normalize=True))
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,6 +65,44 @@ def test_a_crash_while_the_files_are_made_leaves_nothing_to_resume(
     assert not (tmp_path / "s.unfinished").exists()
     assert _writer(tmp_path / "s").missing() == [0, 1, 2, 3, 4]
     assert [p.name for p in tmp_path.iterdir()] == ["s.unfinished"]
+
+
+def test_files_have_all_their_blocks_before_a_row_is_written(tmp_path: Path) -> None:
+    writer = StoreWriter(str(tmp_path / "s"), DATASET, {}, {"x": ((2**17,), "float32")})
+    writer.close()
+    stat = os.stat(tmp_path / "s.unfinished" / "x.npy")
+    assert stat.st_size > 5 * 2**19
+    assert stat.st_blocks * 512 >= stat.st_size
+
+
+def test_a_full_disk_is_said_before_a_row_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * 2**20))
+        with pytest.raises(OSError, match=rf"features need 10 MiB in {tmp_path}, where 3 MiB are free \(No space left"):
+            StoreWriter(str(tmp_path / "s"), DATASET, {}, {"x": ((2**19,), "float32")})
+    assert list(tmp_path.iterdir()) == []
+    _writer(tmp_path / "s").close()
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, None])
+def test_where_blocks_cannot_be_allocated_the_store_is_made_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    def unsupported(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(code, "unsupported")
+
+    if code is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    writer = _writer(tmp_path / "s")
+    _write(writer, [0, 1, 2, 3, 4])
+    writer.finish()
+    np.testing.assert_array_equal(FeatureStore(str(tmp_path / "s")).features["x"], ROWS)
 
 
 def test_two_runs_never_write_at_once(tmp_path: Path) -> None:

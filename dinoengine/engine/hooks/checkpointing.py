@@ -11,7 +11,7 @@ from dinoengine.checkpoint import Checkpointer, periodic_checkpoints
 from dinoengine.config import ConfigError
 from dinoengine.engine.train_loop import HookBase, TrainerBase
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +149,8 @@ class BestCheckpointer(HookBase):
         before = "" if best is None else f", before {best[0]:.4f} at iteration {best[1]}"
         logger.info("Best %s so far: %.4f at iteration %d%s.", self.metric, value, iteration, before)
         self.checkpointer.save("model_best", tag_last=False, iteration=_last_finished(self.trainer))
-        with atomic_write(self._record_path, "w") as file:
-            json.dump({"metric": self.metric, "mode": self.mode, "value": value, "iteration": iteration}, file)
+        record = {"metric": self.metric, "mode": self.mode, "value": value, "iteration": iteration}
+        write_json(self._record_path, record, indent=None)
 
 
 class EarlyStopping(HookBase):
