@@ -88,6 +88,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         ConfigError: names every problem.
     """
+    setup_logger(distributed_rank=process_rank())
     cfg = read_cfg(args.config_file, args.opts)
     if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise ConfigError(
@@ -105,7 +106,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.DEVICE, args.num_gpus = resolve_device(cfg.MODEL.DEVICE, args.num_gpus)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
     for warning in validate(scale_config_to_world_size(cfg, world_size), world_size, training=not args.eval_only):
-        setup_logger(distributed_rank=process_rank()).warning(warning)
+        logger.warning(warning)
     cfg.freeze()
     return cfg
 
