@@ -25,7 +25,7 @@ from dinoengine.evaluation.patch_bank import PatchBank, patch_classes
 from dinoengine.evaluation.records import differences, make_record, save_record, weights_sha256
 from dinoengine.evaluation.segmentation import SegmentationEvaluator
 from dinoengine.evaluation.segmentation_head import SegmentationHead
-from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format, results_table, verify_results
+from dinoengine.evaluation.testing import flatten_results_dict, print_csv_format, results_tables, verify_results
 
 __all__ = [
     "EVALUATOR_REGISTRY",
@@ -74,7 +74,7 @@ __all__ = [
     "power_law_exponent",
     "print_csv_format",
     "rankme",
-    "results_table",
+    "results_tables",
     "save_record",
     "segmentation_scores",
     "shared_images",

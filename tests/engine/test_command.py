@@ -55,7 +55,7 @@ def test_the_table_of_eval_only_names_the_file(tmp_path: Path, capsys: pytest.Ca
     for words in (("MODEL.WEIGHTS", path), ("--resume",)):
         run_command(SSLTrainer, _words(tmp_path / "run", "--eval-only", *words))
         out = capsys.readouterr().out
-        assert f"\nteacher of {path} " in out
+        assert f"\nWeights: {path}\n" in out
         assert "trained teacher" not in out
 
 
