@@ -23,6 +23,7 @@ from dinoengine.checkpoint.weights import Weights
 from dinoengine.config import CfgNode, ConfigError, get_cfg, read_cfg, validate
 from dinoengine.data import DataError
 from dinoengine.engine.launch import under_torchrun
+from dinoengine.evaluation import check_evaluator_names
 from dinoengine.modeling import VisionTransformer
 from dinoengine.solver import scale_config_to_world_size
 from dinoengine.utils import comm
@@ -107,6 +108,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
     for warning in validate(scale_config_to_world_size(cfg, world_size), world_size, training=not args.eval_only):
         logger.warning(warning)
+    check_evaluator_names(cfg)
     cfg.freeze()
     return cfg
 

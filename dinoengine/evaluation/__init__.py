@@ -1,5 +1,10 @@
 from dinoengine.evaluation.baselines import pixel_knn_accuracy
-from dinoengine.evaluation.build import EVALUATOR_REGISTRY, build_evaluator
+from dinoengine.evaluation.build import (
+    EVALUATOR_REGISTRY,
+    UnsuitableTestSetError,
+    build_evaluator,
+    check_evaluator_names,
+)
 from dinoengine.evaluation.classification import ClassificationEvaluator
 from dinoengine.evaluation.confusion import ConfusionMatrix, iou_per_class, segmentation_scores
 from dinoengine.evaluation.dense_knn import DenseKNNEvaluator
@@ -53,7 +58,9 @@ __all__ = [
     "PatchBank",
     "SegmentationEvaluator",
     "SegmentationHead",
+    "UnsuitableTestSetError",
     "build_evaluator",
+    "check_evaluator_names",
     "differences",
     "extract_features",
     "extract_pixels",

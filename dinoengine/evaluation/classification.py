@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset, require_labels
-from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
+from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory, UnsuitableTestSetError
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector
 from dinoengine.evaluation.label_sets import labels_by_name
@@ -100,7 +100,8 @@ def build_classification_evaluator(cfg: CfgNode, dataset: str, make_loader: Load
     Without DATASETS.TRAIN (an evaluation of weights that came without it) both must have the same order.
 
     Raises:
-        ValueError: if it is no classifier, the test set has no labels, the number of classes is another than that of the
+        UnsuitableTestSetError: if the test set has no labels.
+        ValueError: if it is no classifier, the number of classes is another than that of the
             head, or training and test set share no class.
     """
     num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
@@ -111,7 +112,9 @@ def build_classification_evaluator(cfg: CfgNode, dataset: str, make_loader: Load
     test_set = make_loader(cfg, dataset).dataset.dataset
     test_names = test_set.class_names
     if test_names is None:
-        raise ValueError(f"The evaluator 'classification' needs labels, and the test set {dataset!r} has none.")
+        raise UnsuitableTestSetError(
+            f"The evaluator 'classification' needs labels, and the test set {dataset!r} has none."
+        )
     if not cfg.DATASETS.TRAIN:
         if len(test_names) != num_classes:
             raise ValueError(

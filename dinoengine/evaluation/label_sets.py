@@ -14,10 +14,12 @@ import numpy as np
 
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
-from dinoengine.evaluation.build import LoaderFactory
+from dinoengine.evaluation.build import LoaderFactory, UnsuitableTestSetError
 from dinoengine.utils.logger import log_first_n
 
 logger = logging.getLogger(__name__)
+
+_TEST_SET = "test set"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def match_label_sets(
     train: Sequence[str],
     test: str | Sequence[str],
     make_loader: LoaderFactory,
-    which: str = "test set",
+    which: str = _TEST_SET,
 ) -> LabelSets:
     """The training set of an evaluator, its classes matched by name with those of the test set.
 
@@ -66,13 +68,17 @@ def match_label_sets(
         which: what the test set is called in messages, if it is another set than that.
 
     Raises:
-        ValueError: if either has no labels, or they share no class; better now than after the training.
+        UnsuitableTestSetError: if the test set has no labels.
+        ValueError: if another set has none, or they share no class; better now than after the training.
     """
+    test_set = make_loader(cfg, test).dataset.dataset
+    if not test_set.has_labels and which == _TEST_SET:
+        raise UnsuitableTestSetError(_no_labels_in(test_set, evaluator, f"the {which} {test!r}"))
     strings = training_strings(cfg, train, test)
     if not strings:
         raise ValueError(no_labels(evaluator, "its training set (none is named)"))
     train_loader = make_loader(cfg, strings)
-    train_set, test_set = train_loader.dataset.dataset, make_loader(cfg, test).dataset.dataset
+    train_set = train_loader.dataset.dataset
     train_names = class_names(train_set, evaluator, f"its training set {list(strings)}")
     test_names = class_names(test_set, evaluator, f"the {which} {test!r}")
     train_labels = labels_by_name(train_names, test_names)
@@ -102,8 +108,13 @@ def no_labels(evaluator: str, which: str) -> str:
 def class_names(dataset: ImageDataset, evaluator: str, which: str) -> list[str]:
     """The class names of a dataset; ``which`` says what it is if there are none (ValueError)."""
     if dataset.class_names is None:
-        raise ValueError(no_labels(evaluator, which))
+        raise ValueError(_no_labels_in(dataset, evaluator, which))
     return dataset.class_names
+
+
+def _no_labels_in(dataset: ImageDataset, evaluator: str, which: str) -> str:
+    masks = "" if dataset.mask_class_names is None else " It has masks, which 'dense_knn' and 'segmentation' are for."
+    return no_labels(evaluator, which) + masks
 
 
 def labels_by_name(train_names: Sequence[str], test_names: Sequence[str]) -> list[int]:
