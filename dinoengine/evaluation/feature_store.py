@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from dinoengine.data import ImageDataset
 from dinoengine.evaluation.records import differing_settings, index_sha256
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.registry import UnknownNameError
 
 META_FILE = "meta.json"
 INDEX_FILE = "index.jsonl"
@@ -29,6 +30,20 @@ PARQUET_FILE = "index.parquet"
 UNFINISHED_SUFFIX = ".unfinished"
 _SETTINGS_FILE = "settings.json"
 _DONE_FILE = "done.npy"
+
+
+class _Arrays(dict[str, "np.memmap[Any, Any]"]):
+    """Arrays of a store by kind of token; one that was not extracted is asked for often, and says how to get it."""
+
+    def __init__(self, path: str, names: Iterable[str]) -> None:
+        super().__init__({n: np.lib.format.open_memmap(os.path.join(path, f"{n}.npy"), mode="r") for n in names})
+        self._path = path
+
+    def __missing__(self, name: str) -> np.memmap[Any, Any]:
+        raise UnknownNameError(
+            f"{self._path} has no {name!r}; it has {', '.join(self)}. Extract again with other tokens into another folder, "
+            f"e.g. tools/extract_features.py --tokens {','.join(dict.fromkeys((*self, name)))}, whose --help lists them."
+        )
 
 
 class FeatureStore:
@@ -58,9 +73,7 @@ class FeatureStore:
             )
         with open(meta_path, encoding="utf-8") as file:
             self.meta: dict[str, Any] = json.load(file)
-        self.features: dict[str, np.memmap[Any, Any]] = {
-            name: np.lib.format.open_memmap(os.path.join(path, f"{name}.npy"), mode="r") for name in self.meta["arrays"]
-        }
+        self.features: dict[str, np.memmap[Any, Any]] = _Arrays(path, self.meta["arrays"])
         with open(os.path.join(path, INDEX_FILE), encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         self.names: list[str] = [row["name"] for row in rows]
