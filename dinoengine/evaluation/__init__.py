@@ -19,13 +19,14 @@ from dinoengine.evaluation.feature_store import FeatureStore
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features, extract_pixels
 from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
 from dinoengine.evaluation.label_free import LabelFreeEvaluator, power_law_exponent, rankme
-from dinoengine.evaluation.label_sets import LabelSets, labels_by_name, match_label_sets, shared_images
+from dinoengine.evaluation.label_sets import LabelSets, labels_by_name, match_label_sets
 from dinoengine.evaluation.linear import LinearEvaluator
 from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
 from dinoengine.evaluation.logreg import LogregEvaluator, LogregSettings, mean_per_class
 from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
 from dinoengine.evaluation.moments import Moments
 from dinoengine.evaluation.neighbours import Neighbours, NeighbourSearch
+from dinoengine.evaluation.overlap import shared_images
 from dinoengine.evaluation.patch_bank import PatchBank, patch_classes
 from dinoengine.evaluation.records import differences, make_record, save_record, weights_sha256
 from dinoengine.evaluation.segmentation import SegmentationEvaluator

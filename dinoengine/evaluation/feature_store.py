@@ -127,7 +127,7 @@ class StoreWriter:
             raise ValueError("Features are written by processes of one machine, which share its memory of the files.")
         self._lock: IO[str] | None = None
         # Decided by one process and raised by all, or the others would wait for it.
-        problem = comm.broadcast_object(self._prepare(overwrite) if comm.is_main_process() else None)
+        problem = comm.broadcast_object(self._problem(overwrite) if comm.is_main_process() else None)
         if problem:
             self.close()
             raise ValueError(problem)
@@ -139,6 +139,17 @@ class StoreWriter:
 
     def _open(self, name: str) -> np.memmap[Any, Any]:
         return np.lib.format.open_memmap(os.path.join(self.folder, name), mode="r+")
+
+    def _problem(self, overwrite: bool) -> str:
+        """``_prepare``, with an error of the file system as a reason like others."""
+        try:
+            return self._prepare(overwrite)
+        except OSError as error:
+            where = os.path.dirname(os.path.abspath(self.path))
+            return (
+                f"The features cannot be written to {self.path}: {error.strerror} ({error.filename or where}). Name a "
+                f"place in a folder that you may write to and that has space, or change {where}."
+            )
 
     def _prepare(self, overwrite: bool) -> str:
         """Make or find the unfinished folder; returns why it cannot be used, or ""."""
@@ -213,6 +224,12 @@ class StoreWriter:
         self._done.flush()
         self._written = []
 
+    def add_parquet(self) -> None:
+        """The index of a finished store as a table, for a store that was written without; every process calls it."""
+        if comm.is_main_process() and not os.path.exists(os.path.join(self.path, PARQUET_FILE)):
+            _write_parquet(index_rows(self.dataset), self.path)
+        comm.synchronize()
+
     def finish(self, parquet: bool = False, **more: Any) -> None:
         """Write the index and ``meta.json`` and give the store its name; every process calls it after its last row.
 
@@ -232,7 +249,7 @@ class StoreWriter:
             with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             if parquet:
-                _write_parquet(rows, os.path.join(self.folder, PARQUET_FILE))
+                _write_parquet(rows, self.folder)
             meta = {
                 **self.settings,
                 **more,
@@ -282,8 +299,9 @@ def require_pyarrow() -> None:
         ) from None
 
 
-def _write_parquet(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+def _write_parquet(rows: Sequence[Mapping[str, Any]], folder: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    with atomic_write(os.path.join(folder, PARQUET_FILE)) as file:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)

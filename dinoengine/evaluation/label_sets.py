@@ -15,6 +15,7 @@ import numpy as np
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.build import LoaderFactory, UnsuitableTestSetError
+from dinoengine.evaluation.overlap import warn_of_shared_images
 from dinoengine.utils.logger import log_first_n
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def match_label_sets(
 ) -> LabelSets:
     """The training set of an evaluator, its classes matched by name with those of the test set.
 
-    Warns of images that are in both sets and of classes with a single training image.
+    Warns of images that are in both sets (copies of files too) and of classes with a single training image.
 
     Args:
         evaluator: its name in TEST.EVALUATORS, for messages.
@@ -82,7 +83,7 @@ def match_label_sets(
     train_names = class_names(train_set, evaluator, f"its training set {list(strings)}")
     test_names = class_names(test_set, evaluator, f"the {which} {test!r}")
     train_labels = labels_by_name(train_names, test_names)
-    warn_of_shared_images(train_set, test_set, f"{which} {test!r}")
+    warn_of_shared_images(train_set, test_set, f"{which} {test!r}", strings)
     _warn_of_single_images(train_set, train_names)
     return LabelSets(strings, train_loader, train_labels, joined_names(train_names, test_names))
 
@@ -139,22 +140,6 @@ def labels_by_name(train_names: Sequence[str], test_names: Sequence[str]) -> lis
 def joined_names(train_names: Sequence[str], test_names: Sequence[str]) -> list[str]:
     """Class names by the labels that ``labels_by_name`` gives: those of the test set, then those it lacks."""
     return list(dict.fromkeys((*test_names, *train_names)))
-
-
-def shared_images(first: ImageDataset, second: ImageDataset) -> list[str]:
-    """What both datasets hold under the same name (path, or dataset and index)."""
-    names = {first.describe(i) for i in range(len(first))}
-    return [name for i in range(len(second)) if (name := second.describe(i)) in names]
-
-
-def warn_of_shared_images(train_set: ImageDataset, test_set: ImageDataset, which: str) -> None:
-    if shared := shared_images(train_set, test_set):
-        log_first_n(
-            logging.WARNING,
-            f"{len(shared)} of {len(test_set)} images of the {which} are in the training set as well, e.g. "
-            f"{shared[0]}: results are better than they would be on new images.",
-            name=__name__,
-        )
 
 
 def _warn_of_single_images(train_set: ImageDataset, names: Sequence[str]) -> None:

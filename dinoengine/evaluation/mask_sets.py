@@ -12,7 +12,8 @@ from torch import Tensor
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.build import LoaderFactory, UnsuitableTestSetError
-from dinoengine.evaluation.label_sets import joined_names, labels_by_name, training_strings, warn_of_shared_images
+from dinoengine.evaluation.label_sets import joined_names, labels_by_name, training_strings
+from dinoengine.evaluation.overlap import warn_of_shared_images
 from dinoengine.structures import IGNORE
 
 
@@ -85,7 +86,7 @@ def match_mask_sets(
         )
     train_classes = torch.full((256,), IGNORE, dtype=torch.uint8)
     train_classes[: len(numbers)] = torch.tensor(numbers, dtype=torch.uint8)
-    warn_of_shared_images(train_set, test_set, f"test set {test!r}")
+    warn_of_shared_images(train_set, test_set, f"test set {test!r}", strings)
     return MaskSets(train_loader, train_classes, names)
 
 

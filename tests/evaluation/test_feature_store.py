@@ -117,7 +117,7 @@ def test_processes_of_several_machines_are_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_index_rows_hold_names_labels_and_classes() -> None:
-    assert index_rows(DATASET)[3] == {"name": "synthetic[3]", "label": 1, "class": DATASET.class_names[1]}  # type: ignore[index]
+    assert index_rows(DATASET)[3] == {"name": "synthetic:seed=0[3]", "label": 1, "class": DATASET.class_names[1]}  # type: ignore[index]
 
 
 def test_without_pyarrow_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
