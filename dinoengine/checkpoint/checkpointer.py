@@ -187,7 +187,7 @@ class Checkpointer:
         adopted = adopt(weights, own)
         if self.strict:
             require_entries(weights, adopted, path)
-        log_adopted(weights, adopted, path)
+        log_adopted(weights, adopted, path, for_training=for_training)
         # Parts that the file does not have keep the values they have; that is no fit, and nothing to complain of.
         kept = own.keys() - adopted.state.keys() - set(required(adopted.missing))
         self._load_model(adopted.state, path, strict=self.strict, may_be_partial=True, kept=kept)

@@ -65,6 +65,10 @@ class ImageDataset(abc.ABC):
         """
         return None
 
+    def path(self, index: int) -> str | None:
+        """The file that holds the image at ``index`` and nothing else; None where there is no such file."""
+        return None
+
     def describe(self, index: int) -> str:
         """Where this image comes from, for messages: a path or ``digits[17]``."""
         return f"{type(self).__name__}[{index}]"
@@ -116,6 +120,10 @@ class ConcatImageDataset(ImageDataset):
     def load_mask(self, index: int) -> np.ndarray | None:
         dataset, inner = self._locate(index)
         return dataset.load_mask(inner) if self.mask_class_names is not None else None
+
+    def path(self, index: int) -> str | None:
+        dataset, inner = self._locate(index)
+        return dataset.path(inner)
 
     def describe(self, index: int) -> str:
         dataset, inner = self._locate(index)

@@ -64,6 +64,7 @@ def train_or_evaluate(
     with exit_on_user_error():
         cfg = default_setup(cfg, args)
         if args.eval_only:
+            trainer_class.check_evaluation(cfg)  # before a large model is built and its weights are read
             model = trainer_class.build_model(cfg)
             weights = load_weights_for_evaluation(cfg, model, resume=args.resume)
             results = trainer_class.test(cfg, model)

@@ -77,8 +77,7 @@ class DefaultTrainer(SimpleTrainer):
             setup_logger(distributed_rank=comm.get_rank())
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         data_loader = self.build_train_loader(cfg)  # first: a wrong path is found before the model is built
-        for dataset in cfg.DATASETS.TEST:  # and what only the evaluation needs, before hours of training
-            self.build_evaluator(cfg, dataset)
+        self.check_evaluation(cfg)  # and what only the evaluation needs, before hours of training
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         super().__init__(
@@ -302,6 +301,16 @@ class DefaultTrainer(SimpleTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset)
+
+    @classmethod
+    def check_evaluation(cls, cfg: CfgNode) -> None:
+        """See that every dataset of DATASETS.TEST suits the evaluators; nothing is read but names and labels.
+
+        Raises:
+            ValueError, KeyError, FileNotFoundError: if one does not, or is not there.
+        """
+        for dataset in cfg.DATASETS.TEST:
+            cls.build_evaluator(cfg, dataset)
 
     @classmethod
     def test(

@@ -24,6 +24,7 @@ from dinoengine.config import CfgNode, ConfigError, get_cfg, read_cfg, validate
 from dinoengine.data import DataError
 from dinoengine.engine.hooks import parse_duration
 from dinoengine.engine.launch import DEFAULT_TIMEOUT, under_torchrun
+from dinoengine.evaluation import check_evaluator_names
 from dinoengine.modeling import VisionTransformer
 from dinoengine.solver import scale_config_to_world_size
 from dinoengine.utils import comm
@@ -113,6 +114,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         ConfigError: names every problem.
     """
+    setup_logger(distributed_rank=process_rank())
     cfg = read_cfg(args.config_file, args.opts)
     if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise ConfigError(
@@ -130,7 +132,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.DEVICE, args.num_gpus = resolve_device(cfg.MODEL.DEVICE, args.num_gpus)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
     for warning in validate(scale_config_to_world_size(cfg, world_size), world_size, training=not args.eval_only):
-        setup_logger(distributed_rank=process_rank()).warning(warning)
+        logger.warning(warning)
+    check_evaluator_names(cfg)
     cfg.freeze()
     return cfg
 

@@ -143,7 +143,9 @@ class TrainerBase:
                 self.paused = bool(self.pause_reason)
                 self.succeeded = not self.paused
             except Exception as e:
-                logger.error("Training stopped by an error in iteration %d: %s: %s", self.iter, type(e).__name__, e)
+                # On the console the error speaks for itself, as it goes on from here; log.txt would not have its text.
+                logger.error("Training stopped by an error in iteration %d (%s).", self.iter, type(e).__name__)
+                logger.debug("The error: %s", e)
                 error = e
                 raise
             except BaseException as e:

@@ -115,6 +115,8 @@ def extract_to_store(
     writer = StoreWriter(path, whole, settings, arrays, overwrite=overwrite)
     if writer.is_finished:
         logger.info("%s is complete already, with these settings.", path)
+        if parquet:
+            writer.add_parquet()
         return FeatureStore(path)
     try:
         images = writer.missing()
@@ -123,6 +125,13 @@ def extract_to_store(
         loader = build_test_loader(cfg, dataset, images=images)
         _fill(writer, model, loader, extraction, show_progress)
         writer.finish(parquet, weights_file=weights_file)
+    except BaseException:  # an interrupt above all
+        logger.warning(
+            "Not complete: %s keeps the rows done so far. The same command goes on from there, also with other processes "
+            "and batches; remove that folder if you do not want it.",
+            writer.folder,
+        )
+        raise
     finally:
         writer.close()
     logger.info("Features of %d images in %s: %s.", len(whole), path, _describe(shapes))

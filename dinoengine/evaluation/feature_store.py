@@ -14,7 +14,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from dinoengine.data import ImageDataset
 from dinoengine.evaluation.records import differing_settings, index_sha256
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write, write_json
+from dinoengine.utils.registry import UnknownNameError
 
 META_FILE = "meta.json"
 INDEX_FILE = "index.jsonl"
@@ -32,6 +33,20 @@ PARQUET_FILE = "index.parquet"
 UNFINISHED_SUFFIX = ".unfinished"
 _SETTINGS_FILE = "settings.json"
 _DONE_FILE = "done.npy"
+
+
+class _Arrays(dict[str, "np.memmap[Any, Any]"]):
+    """Arrays of a store by kind of token; one that was not extracted is asked for often, and says how to get it."""
+
+    def __init__(self, path: str, names: Iterable[str]) -> None:
+        super().__init__({n: np.lib.format.open_memmap(os.path.join(path, f"{n}.npy"), mode="r") for n in names})
+        self._path = path
+
+    def __missing__(self, name: str) -> np.memmap[Any, Any]:
+        raise UnknownNameError(
+            f"{self._path} has no {name!r}; it has {', '.join(self)}. Extract again with other tokens into another folder, "
+            f"e.g. tools/extract_features.py --tokens {','.join(dict.fromkeys((*self, name)))}, whose --help lists them."
+        )
 
 
 class FeatureStore:
@@ -61,9 +76,7 @@ class FeatureStore:
             )
         with open(meta_path, encoding="utf-8") as file:
             self.meta: dict[str, Any] = json.load(file)
-        self.features: dict[str, np.memmap[Any, Any]] = {
-            name: np.lib.format.open_memmap(os.path.join(path, f"{name}.npy"), mode="r") for name in self.meta["arrays"]
-        }
+        self.features: dict[str, np.memmap[Any, Any]] = _Arrays(path, self.meta["arrays"])
         with open(os.path.join(path, INDEX_FILE), encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         self.names: list[str] = [row["name"] for row in rows]
@@ -118,7 +131,7 @@ class StoreWriter:
             raise ValueError("Features are written by processes of one machine, which share its memory of the files.")
         self._lock: IO[str] | None = None
         try:
-            comm.on_main_process(lambda: self._prepare(overwrite))
+            comm.on_main_process(lambda: self._prepare_or_explain(overwrite))
         except BaseException:
             self.close()
             raise
@@ -130,6 +143,19 @@ class StoreWriter:
 
     def _open(self, name: str) -> np.memmap[Any, Any]:
         return np.lib.format.open_memmap(os.path.join(self.folder, name), mode="r+")
+
+    def _prepare_or_explain(self, overwrite: bool) -> None:
+        """``_prepare``, with the advice that an error of the file system lacks."""
+        try:
+            self._prepare(overwrite)
+        except OSError as error:
+            if error.strerror is None:  # one of ours
+                raise
+            where = os.path.dirname(os.path.abspath(self.path))
+            raise ValueError(
+                f"The features cannot be written to {self.path}: {error.strerror} ({error.filename or where}). Name a "
+                f"place in a folder that you may write to and that has space, or change {where}."
+            ) from error
 
     def _prepare(self, overwrite: bool) -> None:
         """Make or find the unfinished folder (ValueError: it cannot be used)."""
@@ -209,6 +235,11 @@ class StoreWriter:
         self._done.flush()
         self._written = []
 
+    def add_parquet(self) -> None:
+        """The index of a finished store as a table, for a store that was written without; every process calls it."""
+        if not os.path.exists(os.path.join(self.path, PARQUET_FILE)):
+            comm.on_main_process(lambda: _write_parquet(index_rows(self.dataset), self.path))
+
     def finish(self, parquet: bool = False, **more: Any) -> None:
         """Write the index and ``meta.json`` and give the store its name; every process calls it after its last row.
 
@@ -230,7 +261,7 @@ class StoreWriter:
         with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
             file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         if parquet:
-            _write_parquet(rows, os.path.join(self.folder, PARQUET_FILE))
+            _write_parquet(rows, self.folder)
         meta = {
             **self.settings,
             **more,
@@ -307,8 +338,9 @@ def require_pyarrow() -> None:
         ) from None
 
 
-def _write_parquet(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+def _write_parquet(rows: Sequence[Mapping[str, Any]], folder: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    with atomic_write(os.path.join(folder, PARQUET_FILE)) as file:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)

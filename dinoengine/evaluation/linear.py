@@ -350,7 +350,11 @@ def build_linear_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactor
         ),
         dataset=dataset,
         output_dir=cfg.OUTPUT_DIR,
-        keep_checkpoint=any(training_strings(cfg, linear.TRAIN, test) == sets.train_strings for test in later),
+        keep_checkpoint=any(
+            training_strings(cfg, linear.TRAIN, test) == sets.train_strings
+            and make_loader(cfg, test).dataset.dataset.has_labels  # else it is left out (build_evaluator)
+            for test in later
+        ),
     )
 
 

@@ -125,10 +125,27 @@ def dataset_in_file_name(dataset: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "_", dataset).strip("_")[-80:]
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Why two records are not comparable, one line each; empty if they are."""
-    parts = ("dataset", "num_images", "protocol", "preprocessing")
-    return differing_settings({part: first[part] for part in parts}, {part: second[part] for part in parts})
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], called: tuple[str, str] = ("the first", "the second")
+) -> list[str]:
+    """Why two records are not comparable, one line each; empty if they are.
+
+    An evaluator that only one of them has is one line, ``knn: only in the first``.
+
+    Args:
+        called: what the two are called in these lines.
+    """
+    parts = ("dataset", "num_images", "preprocessing")
+    one, two = first["protocol"], second["protocol"]
+    shared = [task for task in one if task in two]
+    return [
+        *differing_settings({part: first[part] for part in parts}, {part: second[part] for part in parts}),
+        *differing_settings(
+            {"protocol": {task: one[task] for task in shared}}, {"protocol": {task: two[task] for task in shared}}
+        ),
+        *(f"{task}: only in {called[0]}" for task in one if task not in two),
+        *(f"{task}: only in {called[1]}" for task in two if task not in one),
+    ]
 
 
 def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

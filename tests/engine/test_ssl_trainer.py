@@ -88,15 +88,16 @@ def test_a_finished_run_resumed_shows_its_table_and_changes_nothing(
 ) -> None:
     tiny_cfg.merge_from_list(["TEST.BASELINES", "('pixels','untrained')", "SOLVER.MAX_ITER", 3])
     _train(tiny_cfg)
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("raw", "untrained", "trained"))]
-    assert len(table) == 3
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("knn", "top1"))]
+    assert table[0].split() == ["knn", "unit", "raw", "pixels", "untrained", "backbone", "trained", "teacher"]
+    assert len(table) == 3  # two numbers of neighbours
     before = {
         p.name: p.read_bytes() for p in Path(tiny_cfg.OUTPUT_DIR).rglob("*") if p.is_file() and p.name != "log.txt"
     }
     _train(tiny_cfg, resume=True)
     out = capsys.readouterr().out
     assert "Nothing to train: iteration 3 of 3 is done already." in out
-    assert [line for line in out.splitlines() if line.startswith(("raw", "untrained", "trained"))] == table
+    assert [line for line in out.splitlines() if line.startswith(("knn", "top1"))] == table
     assert {
         p.name: p.read_bytes() for p in Path(tiny_cfg.OUTPUT_DIR).rglob("*") if p.is_file() and p.name != "log.txt"
     } == before

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import build_test_loader
-from dinoengine.evaluation import Extraction, FeatureStore, extract_features, extract_to_store, weights_sha256
+from dinoengine.evaluation import (
+    Extraction,
+    FeatureStore,
+    extract_features,
+    extract_to_store,
+    feature_store,
+    weights_sha256,
+)
 from dinoengine.evaluation import extraction as extraction_module
 from dinoengine.modeling import FeatureModel, VisionTransformer
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
@@ -69,7 +76,7 @@ def test_cls_rows_are_those_of_the_evaluators(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(store.features["cls"]), expected.features)
     assert store.labels is not None
     assert store.labels.tolist() == [i % 3 for i in range(11)]
-    assert store.names == [f"synthetic[{i}]" for i in range(11)]
+    assert store.names == [f"synthetic:seed=0[{i}]" for i in range(11)]
     assert len(store) == 11
 
 
@@ -240,3 +247,42 @@ def test_what_the_backbone_cannot_give(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"The backbone has 3 blocks; got the last 9"):
         extract_to_store(_model(), _cfg(), DATA, path, Extraction(num_last_blocks=9))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_interrupted_run_leaves_behind_is_said(
+    tmp_path: Path, killed_after: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "store")
+    killed_after(1)
+    with pytest.raises(KeyboardInterrupt):
+        extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+    assert any(f"Not complete: {path}.unfinished keeps the rows" in m and "same command" in m for m in caplog.messages)
+    caplog.clear()
+    killed_after(9)
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+    assert "Not complete" not in caplog.text
+
+
+def test_a_place_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """A file where a folder should be; permissions do not stop everyone."""
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / "file" / "store")
+    with pytest.raises(
+        ValueError, match=rf"cannot be written to {path}: Not a directory .*Name a place in a folder that"
+    ):
+        extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+
+
+def test_a_finished_store_gets_the_parquet_index_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "store")
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+    written: list[tuple[int, str]] = []
+    monkeypatch.setattr(extraction_module, "require_pyarrow", lambda: None)
+    monkeypatch.setattr(feature_store, "_write_parquet", lambda rows, folder: written.append((len(rows), folder)))
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+    assert written == []
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction(), parquet=True)
+    assert written == [(11, path)]
+    (tmp_path / "store" / "index.parquet").write_text("")
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction(), parquet=True)
+    assert written == [(11, path)]

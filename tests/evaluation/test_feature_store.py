@@ -138,6 +138,18 @@ def test_there_is_no_store(tmp_path: Path) -> None:
         FeatureStore(str(tmp_path / "nothing"))
 
 
+def test_tokens_that_were_not_extracted_are_asked_for_with_what_is_there(tmp_path: Path) -> None:
+    writer = _writer(tmp_path / "s")
+    _write(writer, [0, 1, 2, 3, 4])
+    writer.finish()
+    store = FeatureStore(str(tmp_path / "s"))
+    with pytest.raises(KeyError) as error:
+        store.features["patch"]
+    assert str(error.value).startswith(f"{tmp_path / 's'} has no 'patch'; it has x. Extract again")
+    assert "--tokens x,patch" in str(error.value)
+    assert store.features.get("patch") is None  # what may be absent is asked for in this way
+
+
 def test_processes_of_several_machines_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comm, "get_world_size", lambda: 4)
     monkeypatch.setattr(comm, "get_local_size", lambda: 2)
@@ -146,7 +158,7 @@ def test_processes_of_several_machines_are_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_index_rows_hold_names_labels_and_classes() -> None:
-    assert index_rows(DATASET)[3] == {"name": "synthetic[3]", "label": 1, "class": DATASET.class_names[1]}  # type: ignore[index]
+    assert index_rows(DATASET)[3] == {"name": "synthetic:seed=0[3]", "label": 1, "class": DATASET.class_names[1]}  # type: ignore[index]
 
 
 def test_without_pyarrow_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

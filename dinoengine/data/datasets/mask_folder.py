@@ -90,6 +90,9 @@ class MaskFolder(ImageDataset):
         values[ignored] = IGNORE
         return values.astype(np.uint8)
 
+    def path(self, index: int) -> str:
+        return self._images.path(index)
+
     def describe(self, index: int) -> str:
         return self._images.describe(index)
 

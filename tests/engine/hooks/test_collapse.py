@@ -245,7 +245,8 @@ def test_a_run_that_collapses_for_real_ends_with_one_message(
     with pytest.raises(SystemExit) as caught:
         train_or_evaluate(tiny_cfg, default_argument_parser().parse_args([]))
     assert caught.value.code == 2
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert (out + error).count("looks collapsed at iteration") == 1
     assert "error: Training looks collapsed at iteration" in error
     assert "a single prototype for all images (prototype_perplexity 1" in error
     assert "Traceback" not in error
