@@ -1,7 +1,7 @@
 """Save, load, resume. One file per checkpoint, ``last_checkpoint`` names the newest.
 
-A file is ``{"model": state dict, <name>: state of each checkpointable ..., "iteration": last finished iteration}``. It is
-written to a temporary name, flushed and renamed, and the pointer is moved after it: a crash at any moment leaves the
+A file is ``{"model": state dict, <name>: state of each checkpointable ..., "iteration": last finished iteration, "digest":
+SHA-256 of all that}``. It is written to a temporary name, flushed and renamed, and the pointer is moved after it: a crash at any moment leaves the
 last good checkpoint in place. Files are read with ``weights_only``: they are data and never run code.
 """
 
@@ -25,7 +25,9 @@ from dinoengine.checkpoint.adopt import (
     required,
     trains_with_masks,
 )
+from dinoengine.checkpoint.digest import content_digest
 from dinoengine.checkpoint.files import (
+    DIGEST,
     CheckpointError,
     UnreadableCheckpointError,
     grouped_names,
@@ -92,6 +94,7 @@ class Checkpointer:
             **extra,
         }
         os.makedirs(self.save_dir, exist_ok=True)
+        data[DIGEST] = content_digest(data)
         with atomic_write(path) as file:
             torch.save(data, file)
         if tag_last:
