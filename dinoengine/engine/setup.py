@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dinoengine.checkpoint import Checkpointer, CheckpointError
+from dinoengine.checkpoint import Checkpointer, CheckpointError, resumable
 from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_same_backbone, say_assumed_heads
 from dinoengine.checkpoint.files import read_content
 from dinoengine.checkpoint.layouts import read_weights
@@ -118,7 +118,7 @@ def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False) -> None:
             it may be a checkpoint of this very model.
         ConfigError: if the config builds another backbone than that of MODEL.WEIGHTS; gives the values to set.
     """
-    is_resumed = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    is_resumed = resume and bool(resumable(cfg.OUTPUT_DIR))
     if cfg.MODEL.BACKBONE.NAME != "VisionTransformer":
         if cfg.MODEL.WEIGHTS and not is_resumed:
             read_content(cfg.MODEL.WEIGHTS)

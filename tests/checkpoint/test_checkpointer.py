@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dinoengine.checkpoint import Checkpointer, CheckpointError, periodic_checkpoints, read_checkpoint
+from dinoengine.checkpoint import Checkpointer, CheckpointError, read_checkpoint
 from dinoengine.checkpoint.digest import content_digest
 from dinoengine.checkpoint.files import UnreadableCheckpointError
 
@@ -87,12 +87,6 @@ def test_without_resume_the_folder_is_not_looked_at(tmp_path: Path) -> None:
     model = _model()
     assert Checkpointer(model, str(tmp_path)).resume_or_load("", resume=False) == 0
     assert _state(model) == _state(_model())
-
-
-def test_a_pointer_to_nothing_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    with pytest.raises(CheckpointError, match=r"names model_0000009\.pth, which is not there"):
-        Checkpointer(_model(), str(tmp_path)).resume_or_load("", resume=True)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -206,8 +200,7 @@ def test_a_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         try:
             data = read_checkpoint(str(path))
-        except UnreadableCheckpointError as error:
-            assert "w.pth" in str(error)
+        except UnreadableCheckpointError:
             num_noticed += 1
         else:
             data = {key: value for key, value in data.items() if value != wanted}  # the name "digest" was hit
@@ -226,7 +219,9 @@ def test_a_changed_weight_is_refused_and_the_model_is_unchanged(tmp_path: Path) 
         lambda: Checkpointer(model, "").load(str(path)),
         lambda: Checkpointer(model, "").load_weights(str(path)),
     ):
-        with pytest.raises(UnreadableCheckpointError, match=r"w\.pth is damaged: its content .* Use another copy of it"):
+        with pytest.raises(
+            UnreadableCheckpointError, match=r"w\.pth is damaged: its content .* Use another copy of it"
+        ):
             load()
     assert _state(model) == _state(_model())
 
@@ -238,32 +233,3 @@ def test_a_file_without_digest_loads_and_says_so(tmp_path: Path, caplog: pytest.
     assert Checkpointer(model, "").load(str(tmp_path / "old.pth")) == {"iteration": 4}
     assert _state(model) == _state(_model(3.0))
     assert "old.pth carries no digest" in caplog.text
-
-
-def test_periodic_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
-    for name in (
-        "model_0000010.pth",
-        "model_0000002.pth",
-        "model_final.pth",
-        "model_best.pth",
-        "model_12.pth",
-        "x.pth",
-    ):
-        (tmp_path / name).touch()
-    assert [os.path.basename(p) for p in periodic_checkpoints(str(tmp_path)).values()] == [
-        "model_0000002.pth",
-        "model_0000010.pth",
-    ]
-
-
-def test_a_damaged_last_checkpoint_names_those_before_it(tmp_path: Path) -> None:
-    checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path))
-    for iteration in (9, 19, 29):
-        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-    (tmp_path / "model_0000029.pth").write_bytes(b"")
-    with pytest.raises(
-        CheckpointError, match=r"cannot be read(?s:.)*last_checkpoint; there are model_0000019\.pth, model_0000009\.pth"
-    ):
-        checkpointer.resume_or_load("", resume=True)
-    (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
-    assert checkpointer.resume_or_load("", resume=True) == 20

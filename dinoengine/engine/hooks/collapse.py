@@ -107,6 +107,7 @@ class CollapseGuard(HookBase):
             logger.warning("%s\nTo end such a run set COLLAPSE_GUARD.ACTION stop or rollback.", message)
             return
         self.trainer.flush_metrics()
+        self.checkpointer.wait()
         end = self._stop() if self.action == "stop" else comm.broadcast_object(self._roll_back(list(found)))
         raise CollapseError(f"{message}\n{end}")
 
