@@ -1,9 +1,9 @@
 """Save, load, resume. One file per checkpoint, ``last_checkpoint`` names the newest.
 
 A file is ``{"model": state dict, <name>: state of each checkpointable ..., "iteration": last finished iteration, "digest":
-SHA-256 of all that}``. It is written to a temporary name, flushed and renamed, and the pointer is moved after it: a crash at any moment leaves the
-last good checkpoint in place. Files are read with ``weights_only``: they are data and never run code.
-A resume that finds the last one damaged or gone takes the newest before it that is good.
+SHA-256 of all that}``. It is written to a temporary name, flushed and renamed, and the pointer is moved after it: a crash
+at any moment leaves the last good checkpoint in place. Files are read with ``weights_only``: they are data and never run
+code. A resume that finds the last one damaged or gone takes the newest before it that is good.
 """
 
 from __future__ import annotations
@@ -35,11 +35,19 @@ from dinoengine.checkpoint.files import (
 from dinoengine.checkpoint.layouts import detect_layout
 from dinoengine.checkpoint.layouts.layout import is_state_dict
 from dinoengine.checkpoint.resuming import POINTER, iteration_of, pointed_name, read_newest_readable, resumable
-from dinoengine.checkpoint.writing import BackgroundWriter, explained_errors, snapshot, write_file
+from dinoengine.checkpoint.writing import (
+    BackgroundWriter,
+    CheckpointWriteError,
+    explained_errors,
+    snapshot,
+    write_file,
+)
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write, remove_stale_temporaries
 
 logger = logging.getLogger(__name__)
+
+ON_ERROR = ("stop", "continue")
 
 
 class Checkpointable(Protocol):
@@ -49,7 +57,11 @@ class Checkpointable(Protocol):
 
 
 class Checkpointer:
-    """Saves a model and whatever has a ``state_dict``; only rank 0 writes, every rank reads."""
+    """Saves a model and whatever has a ``state_dict``; only rank 0 writes, every rank reads.
+
+    Attributes:
+        num_failed: checkpoints that could not be written and were done without.
+    """
 
     def __init__(
         self,
@@ -58,6 +70,7 @@ class Checkpointer:
         *,
         strict: bool = True,
         metadata: dict[str, Any] | None = None,
+        on_error: str = "stop",
         **checkpointables: Checkpointable,
     ) -> None:
         """
@@ -66,13 +79,21 @@ class Checkpointer:
             save_dir: where files go and where resuming looks.
             strict: whether loading weights requires every key to match (see ``load``).
             metadata: plain values stored in every file (the config as text).
+            on_error: when a file cannot be written: "stop" raises, "continue" logs an error and goes on.
             checkpointables: named objects with state, e.g. ``trainer=``.
+
+        Raises:
+            ValueError: for another ``on_error``.
         """
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}; got {on_error!r}.")
         self.model = model
         self.save_dir = save_dir
         self.strict = strict
         self.metadata = metadata or {}
         self.checkpointables = checkpointables
+        self.on_error = on_error
+        self.num_failed = 0
         self._writer = BackgroundWriter()
 
     def save(
@@ -80,20 +101,25 @@ class Checkpointer:
         name: str,
         *,
         tag_last: bool = True,
+        required: bool = False,
         background: bool = False,
         then: Callable[[], None] | None = None,
         **extra: Any,
     ) -> str:
-        """Write ``<save_dir>/<name>.pth`` and return its path. A collective operation: an error is that of every rank.
+        """Write ``<save_dir>/<name>.pth``. A collective operation: an error is that of every rank.
 
         At most one file is being written: a save waits for the one before it.
 
         Args:
             tag_last: make it the checkpoint that ``resume`` continues from, once it is on disk.
+            required: an error is raised whatever ``on_error`` says, as there is no later save.
             background: copy the state to CPU memory and return; a thread writes it. What goes wrong then comes out of the
                 next ``save`` or ``wait``.
             then: called on rank 0 when the file is on disk and tagged, in the thread that wrote it.
             extra: plain values stored beside, e.g. ``iteration=``.
+
+        Returns:
+            The path; empty if it was done without.
 
         Raises:
             CheckpointWriteError: if it, or the one before it, cannot be written; everything on disk is as it was.
@@ -102,7 +128,6 @@ class Checkpointer:
         path = os.path.join(self.save_dir, f"{name}.pth")
 
         def save() -> None:
-            self._writer.finish()
             data = {
                 "model": self.model.state_dict(),
                 **{key: value.state_dict() for key, value in self.checkpointables.items()},
@@ -115,8 +140,23 @@ class Checkpointer:
             else:
                 self._write(path, data, tag_last, then)
 
-        comm.on_main_process(save)
-        return path
+        self.wait()
+        return path if self._attempt(save, required=required) else ""
+
+    def _attempt(self, write: Callable[[], None], *, required: bool = False) -> bool:
+        try:
+            comm.on_main_process(write)
+        except CheckpointWriteError as error:
+            if required or self.on_error == "stop":
+                raise
+            self.num_failed += 1
+            logger.error(
+                "%s\nGoing on without it, as SOLVER.CHECKPOINT_ON_ERROR is continue (%d so far).",
+                error,
+                self.num_failed,
+            )
+            return False
+        return True
 
     def _write(self, path: str, data: dict[str, Any], tag_last: bool, then: Callable[[], None] | None) -> None:
         last = pointed_name(self.save_dir)
@@ -132,9 +172,9 @@ class Checkpointer:
         """Until what is written in the background is on disk; a collective operation.
 
         Raises:
-            CheckpointWriteError: if it could not be written.
+            CheckpointWriteError: if it could not be written and ``on_error`` is "stop".
         """
-        comm.on_main_process(self._writer.finish)
+        self._attempt(self._writer.finish)
 
     def settle(self) -> None:
         """Like ``wait``, but of this process alone, and an error is logged: for a run that ends with another error, after

@@ -24,4 +24,4 @@ def to_remove(iterations: Iterable[int], *, current: int, max_to_keep: int, keep
     candidates = [i for i in sorted(set(iterations)) if not (keep_every and (i + 1) % keep_every == 0)]
     left_behind = [i for i in candidates if i > current]
     of_this_run = [i for i in candidates if i <= current]
-    return [i for i in (left_behind + of_this_run)[:-max_to_keep] if i != current]
+    return (left_behind + of_this_run)[:-max_to_keep]

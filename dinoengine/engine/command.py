@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from dinoengine.checkpoint import CheckpointWriteError
 from dinoengine.config import CfgNode, ConfigError
 from dinoengine.data import DataError
 from dinoengine.engine.classifier_trainer import trainer_class_of
@@ -58,5 +59,5 @@ def train_or_evaluate(
         trainer.resume_or_load(resume=args.resume)
         if args.resume:
             save_config(cfg)
-    with exit_on_user_error(DataError, ConfigError, CollapseError):
+    with exit_on_user_error(DataError, ConfigError, CollapseError, CheckpointWriteError):
         return trainer.train()

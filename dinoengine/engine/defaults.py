@@ -103,6 +103,7 @@ class DefaultTrainer(SimpleTrainer):
             cfg.OUTPUT_DIR,
             strict=cfg.MODEL.WEIGHTS_STRICT,
             metadata={"config": cfg.dump()},
+            on_error=cfg.SOLVER.CHECKPOINT_ON_ERROR,
             trainer=self,
         )
         self.last_results: dict[str, Any] = {}
@@ -234,7 +235,13 @@ class DefaultTrainer(SimpleTrainer):
             else None,
             # The checkpoint before the evaluation: if that fails, its weights are there to look at.
             hooks.PeriodicCheckpointer(
-                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
+                self.checkpointer,
+                cfg.SOLVER.CHECKPOINT_PERIOD,
+                cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP,
+                keep_every=cfg.SOLVER.CHECKPOINT_KEEP_EVERY,
+                minutes=cfg.SOLVER.CHECKPOINT_MINUTES,
+                check_period=cfg.LOG.PERIOD,
+                background=cfg.SOLVER.CHECKPOINT_IN_BACKGROUND,
             ),
             hooks.EvalHook(period, self._evaluate, eval_at_start=cfg.TEST.EVAL_AT_START) if cfg.DATASETS.TEST else None,
             best if cfg.TEST.BEST_METRIC else None,

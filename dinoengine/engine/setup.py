@@ -20,7 +20,8 @@ from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_sam
 from dinoengine.checkpoint.files import read_content
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.weights import Weights
-from dinoengine.config import CfgNode, ConfigError, get_cfg, read_cfg, validate
+from dinoengine.config import CfgNode, ConfigError, get_cfg, key_origins, read_cfg, validate
+from dinoengine.config.config import flatten
 from dinoengine.data import DataError
 from dinoengine.engine.launch import under_torchrun
 from dinoengine.modeling import VisionTransformer
@@ -33,6 +34,8 @@ from dinoengine.utils.logger import setup_logger
 logger = logging.getLogger(__name__)
 
 _SECONDS_FOR_RANK_0 = 3
+# Flags by the names that forks of the published DINOv2 training give them.
+_FLAGS_FOR_KEYS = {"save-frequency": "SOLVER.CHECKPOINT_PERIOD", "max-to-keep": "SOLVER.CHECKPOINT_MAX_TO_KEEP"}
 
 _EPILOG = """
 Overrides are PATH.KEY VALUE or PATH.KEY=VALUE and may stand before or after flags. Examples:
@@ -76,6 +79,8 @@ def default_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dist-url", default=None, metavar="URL", help="tcp://host:port, for several machines; else a free port"
     )
+    for flag, key in _FLAGS_FOR_KEYS.items():
+        parser.add_argument(f"--{flag}", type=int, default=None, metavar="N", help=f"the same as {key} N")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     return parser
 
@@ -89,6 +94,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         ConfigError: names every problem.
     """
     cfg = read_cfg(args.config_file, args.opts)
+    _merge_flags(cfg, args)
     if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise ConfigError(
             "--num-machines",
@@ -108,6 +114,25 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         setup_logger(distributed_rank=process_rank()).warning(warning)
     cfg.freeze()
     return cfg
+
+
+def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Set the keys that flags stand for.
+
+    Raises:
+        ConfigError: if a flag and an override say different things.
+    """
+    origins = key_origins(cfg, overrides=args.opts)
+    for flag, key in _FLAGS_FOR_KEYS.items():
+        value = getattr(args, flag.replace("-", "_"))
+        if value is None:
+            continue
+        said = dict(flatten(cfg))[key]
+        if origins[key] == "command line" and said != value:
+            raise ConfigError(
+                f"--{flag}", [f"{value} and the override {key} {said} are one setting; give one of them."]
+            )
+        cfg.merge_from_list([key, value])
 
 
 def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False) -> None:

@@ -55,7 +55,11 @@ def test_along_a_run(period: int, max_to_keep: int, every: int, num_saves: int) 
     [
         ([9, 19, 29], {"current": 29, "max_to_keep": 2}, [9]),
         ([9, 19, 29], {"current": 29, "max_to_keep": 0, "keep_every": 20}, []),
-        ([9, 19, 29, 39], {"current": 39, "max_to_keep": 1, "keep_every": 20}, [9]),  # 19 and 39 stay, and 29 beside them
+        (
+            [9, 19, 29, 39],
+            {"current": 39, "max_to_keep": 1, "keep_every": 20},
+            [9],
+        ),  # 19 and 39 stay, and 29 beside them
         ([9, 19, 69, 79], {"current": 19, "max_to_keep": 2}, [69, 79]),  # it went back behind 69
         ([9, 19, 69, 79], {"current": 19, "max_to_keep": 3}, [69]),
     ],

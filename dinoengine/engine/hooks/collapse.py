@@ -112,7 +112,7 @@ class CollapseGuard(HookBase):
         raise CollapseError(f"{message}\n{end}")
 
     def _stop(self) -> str:
-        path = self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        path = self.checkpointer.save(f"model_{self.trainer.iter:07d}", required=True, iteration=self.trainer.iter)
         return f"The run was stopped (COLLAPSE_GUARD.ACTION stop) and saved in {path}."
 
     def _roll_back(self, kinds: list[str]) -> str:
