@@ -194,7 +194,7 @@ def test_a_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
     good = path.read_bytes()
     wanted = content_digest(read_checkpoint(str(path)))
     num_noticed = 0
-    for position in range(0, len(good), 5):
+    for position in range(0, len(good), 11):
         damaged = bytearray(good)
         damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)

@@ -149,6 +149,7 @@ checkpointer.save("model_0000002", iteration=2)
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_finds_no_room(tmp_path: Path) -> None:
     """The kernel refuses in the middle of the file."""
     result = subprocess.run(
@@ -171,6 +172,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_finishes_its_file(tmp_path: Path) -> None:
     command = [sys.executable, "-c", ENDS_AT_ONCE, str(tmp_path)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 3
@@ -207,6 +209,7 @@ for kill in range(num_kills):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_byte_the_last_checkpoint_is_good(tmp_path: Path) -> None:
     """SIGKILL at random moments of a loop that does nothing but save; half of them in the background."""
     delays = [f"{random.Random(i).uniform(0.02, 0.4):.3f}" for i in range(20)]
