@@ -311,8 +311,22 @@ _C.SOLVER.REFERENCE_WORLD_SIZE = 0
 
 # Iterations between checkpoints; 0: only the final one. Does not change results.
 _C.SOLVER.CHECKPOINT_PERIOD = 3750
-# Periodic checkpoints kept, oldest deleted first, also across resumes; 0 keeps all. model_final is never deleted.
+# Save also when this many minutes have passed since the last save; rank 0 looks at its clock every LOG.PERIOD iterations.
+# 0: never. Does not change results.
+_C.SOLVER.CHECKPOINT_MINUTES = 0.0
+# Periodic checkpoints kept, oldest deleted first, also across resumes; 0 keeps all. model_final is never deleted. With 1
+# there is none to fall back on if the last one is damaged. Does not change results.
 _C.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
+# Checkpoints in which a multiple of this number of iterations is done are kept beside those; a multiple of
+# CHECKPOINT_PERIOD. 0: none. Does not change results.
+_C.SOLVER.CHECKPOINT_KEEP_EVERY = 0
+# When a checkpoint cannot be written (disk full): "stop" ends the run with exit code 2, "continue" logs an error and tries
+# again at the next one; model_final must be written in any case. Those before it are never touched. Does not change
+# results.
+_C.SOLVER.CHECKPOINT_ON_ERROR = "stop"
+# Write periodic checkpoints in a thread while training goes on. Needs CPU memory for one copy of the checkpoint; the next
+# save waits for the one before it. Does not change results.
+_C.SOLVER.CHECKPOINT_IN_BACKGROUND = False
 
 _C.SOLVER.AMP = CN()
 # Mixed precision: matrix products in PRECISION, weights, residual stream and losses in fp32. Changes results to

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from dinoengine.checkpoint import CheckpointWriteError
 from dinoengine.config import CfgNode, ConfigError
 from dinoengine.data import DataError
 from dinoengine.engine.classifier_trainer import trainer_class_of
@@ -77,7 +78,7 @@ def train_or_evaluate(
             save_config(cfg)
     if args.time_budget:
         trainer.register_hooks([TimeBudget(args.started + args.time_budget, "--time-budget")])
-    with exit_on_user_error(DataError, ConfigError, CollapseError):
+    with exit_on_user_error(DataError, ConfigError, CollapseError, CheckpointWriteError):
         results = trainer.train()
     if trainer.pause_reason:
         logger.info("The run is not finished; --resume goes on with it (exit code %d).", EXIT_PAUSED)

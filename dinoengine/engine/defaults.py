@@ -102,6 +102,7 @@ class DefaultTrainer(SimpleTrainer):
             cfg.OUTPUT_DIR,
             strict=cfg.MODEL.WEIGHTS_STRICT,
             metadata={"config": cfg.dump()},
+            on_error=cfg.SOLVER.CHECKPOINT_ON_ERROR,
             trainer=self,
         )
         self.last_results: dict[str, Any] = {}
@@ -225,7 +226,13 @@ class DefaultTrainer(SimpleTrainer):
         best = hooks.BestCheckpointer(self.checkpointer, cfg.TEST.BEST_METRIC, cfg.TEST.BEST_METRIC_MODE)
         patience = cfg.TEST.EARLY_STOPPING_PATIENCE
         checkpointing = hooks.PeriodicCheckpointer(
-            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
+            self.checkpointer,
+            cfg.SOLVER.CHECKPOINT_PERIOD,
+            cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP,
+            keep_every=cfg.SOLVER.CHECKPOINT_KEEP_EVERY,
+            minutes=cfg.SOLVER.CHECKPOINT_MINUTES,
+            check_period=cfg.LOG.PERIOD,
+            background=cfg.SOLVER.CHECKPOINT_IN_BACKGROUND,
         )
         return [
             hooks.IterationTimer(),

@@ -246,7 +246,7 @@ def build_multi_label_logreg(cfg: CfgNode, dataset: str, make_loader: LoaderFact
                 "multi-label together if they have the same classes."
             )
     train_set, names = train_loader.dataset.dataset, test_set.multi_label_class_names
-    warn_of_shared_images(train_set, test_set, f"test set {dataset!r}")
+    warn_of_shared_images(train_set, test_set, f"test set {dataset!r}", strings)
     train_labels, test_labels = label_matrix(train_set, names), label_matrix(test_set, names)
     val_labels = None if val_loader is None else label_matrix(val_loader.dataset.dataset, names)
     _warn_of_classes(

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import dinoengine
+from dinoengine.checkpoint.digest import update_with_tensor
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.label_sets import training_strings
@@ -34,9 +35,8 @@ def weights_sha256(model: nn.Module) -> str:
         facts = [f"{fact}={getattr(module, fact)}" for fact in _FACTS if hasattr(module, fact)]
         digest.update(f"{name} {facts};".encode() if facts else b"")
     for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(f"{name} ".encode())
+        update_with_tensor(digest, tensor)
     return digest.hexdigest()
 
 

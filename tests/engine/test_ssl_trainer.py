@@ -169,7 +169,7 @@ def test_every_checkpoint_holds_only_data_and_the_teacher_of_its_iteration(tiny_
     for iteration in (1, 3):
         saved = torch.load(Path(tiny_cfg.OUTPUT_DIR, f"model_000000{iteration}.pth"), weights_only=True)
         assert saved["iteration"] == iteration
-        assert saved.keys() == {"model", "trainer", "config", "iteration"}
+        assert saved.keys() == {"model", "trainer", "config", "iteration", "digest"}
         assert all(torch.equal(saved["model"][k], v) for k, v in teachers[iteration].items())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from iopath.common.file_io import PathHandler
 
-from dinoengine.utils.file_io import atomic_write, local_path, path_manager, write_json
+from dinoengine.utils.file_io import atomic_write, local_path, path_manager, remove_stale_temporaries, write_json
 
 
 def test_the_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
@@ -118,7 +118,12 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     with atomic_write(str(path), "w") as file:  # and the remains do not disturb the next attempt
         file.write("new")
+        (tmp_path / ".foreign.tmp").touch()
+        # What the killed process left goes; what is being written at the moment stays.
+        (removed,) = remove_stale_temporaries(str(tmp_path))
+    assert removed.startswith(".checkpoint.")
     assert path.read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == [".foreign.tmp", "checkpoint"]
 
 
 def test_data_and_folder_are_flushed_to_disk_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,11 +107,12 @@ class CollapseGuard(HookBase):
             logger.warning("%s\nTo end such a run set COLLAPSE_GUARD.ACTION stop or rollback.", message)
             return
         self.trainer.flush_metrics()
+        self.checkpointer.wait()
         end = self._stop() if self.action == "stop" else comm.on_main_process(lambda: self._roll_back(list(found)))
         raise CollapseError(f"{message}\n{end}")
 
     def _stop(self) -> str:
-        path = self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        path = self.checkpointer.save(f"model_{self.trainer.iter:07d}", required=True, iteration=self.trainer.iter)
         return f"The run was stopped (COLLAPSE_GUARD.ACTION stop) and saved in {path}."
 
     def _roll_back(self, kinds: list[str]) -> str:
