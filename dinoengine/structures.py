@@ -163,7 +163,7 @@ class ImageBatch:
             return [None] * num_parts if t is None else list(t.chunk(num_parts))
 
         columns = zip(*map(parts, (self.images, self.labels, self.indices, self.masks)), strict=True)
-        return [ImageBatch(*column, bad_images=self.bad_images) for column in columns]
+        return [replace(self, images=i, labels=la, indices=n, masks=m) for i, la, n, m in columns]
 
 
 def _require_divisible(num_images: int, num_parts: int) -> None:

@@ -17,7 +17,7 @@ class CropSample(NamedTuple):
     dataset, and the images it replaces."""
 
     position: int
-    index: int
+    image_index: int
     global_crops: list[Tensor]
     local_crops: list[Tensor]
     bad_images: tuple[BadImage, ...] = ()

@@ -77,8 +77,7 @@ class TrainingStream(Dataset[CropSample]):
             except Exception as error:
                 if is_machine_fault(error) or not self.num_replacements:
                     raise DataError(self._failed("Loading", index, position, error)) from error
-                cause = error.cause if isinstance(error, UnreadableImageError) else f"{type(error).__name__}: {error}"
-                bad[index] = BadImage(position, self.dataset.describe(index), cause)
+                bad[index] = BadImage(position, self.dataset.describe(index), _cause(error))
         listed = "\n".join(f"  {image.path}: {image.cause}" for image in list(bad.values())[:3])
         raise DataError(
             f"Position {position} of the stream has no image that can be used: its own and {self.num_replacements} tries "
@@ -87,6 +86,12 @@ class TrainingStream(Dataset[CropSample]):
 
     def _failed(self, doing: str, index: int, position: int, error: Exception) -> str:
         return f"{doing} {self.dataset.describe(index)} (position {position} of the stream) failed: {error}"
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, UnreadableImageError):
+        return error.cause
+    return str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
 
 
 class LabelledStream(Dataset[LabelledImage]):
@@ -104,5 +109,5 @@ class LabelledStream(Dataset[LabelledImage]):
                 f"The augmentation made {num_views} views of an image, and a classifier is trained on one; set "
                 "INPUT.AUGMENTATION SingleCrop."
             )
-        label = self.dataset.label(sample.index)
-        return LabelledImage(sample.global_crops[0], label, sample.index, bad_images=sample.bad_images)
+        label = self.dataset.label(sample.image_index)
+        return LabelledImage(sample.global_crops[0], label, sample.image_index, bad_images=sample.bad_images)

@@ -28,7 +28,7 @@ from dinoengine.checkpoint import CheckpointError, read_checkpoint
 from dinoengine.engine.parallel import unwrap_model
 from dinoengine.engine.train_loop import TrainerBase
 from dinoengine.solver.clipping import clip_grad_norms_
-from dinoengine.structures import LossTerm, LossTerms
+from dinoengine.structures import BadImage, LossTerm, LossTerms
 from dinoengine.utils import comm
 from dinoengine.utils.env import seed_step_rng
 
@@ -50,6 +50,7 @@ class SimpleTrainer(TrainerBase):
         step_is_finite: whether loss and gradients of the last step were finite on every rank.
         skip_optimizer_step: set by a hook to leave the weights alone in this step.
         step_skipped: True when the last step did not change the weights.
+        bad_images: those that were replaced on this rank, each with its iteration, until ``hooks.BadImageLog`` takes them.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class SimpleTrainer(TrainerBase):
         self.step_is_finite = True
         self.skip_optimizer_step = False
         self.step_skipped = False
+        self.bad_images: list[tuple[int, BadImage]] = []
         self.last_losses: dict[str, Tensor] = {}
         self._data_iterator: Iterator[Any] | None = None
         self._pending_metrics: list[tuple[int, dict[str, Tensor], dict[str, Tensor], float]] = []
@@ -125,6 +127,7 @@ class SimpleTrainer(TrainerBase):
         start = time.perf_counter()
         batch = self._next_batch()
         data_time = time.perf_counter() - start
+        self.bad_images += [(self.iter, bad) for bad in getattr(batch, "bad_images", ())]
         if self.seed is not None:  # after the batch: starting a loader draws from the generator too
             seed_step_rng(self.seed, self.iter, comm.get_rank())
 
@@ -254,6 +257,8 @@ class SimpleTrainer(TrainerBase):
             for role, row in (("loss", losses), ("metric", metrics)):
                 for name in row:
                     self.storage.put_scalar(name, next(values), cur_iter=iteration, role=role)
+        for hook in self._hooks:
+            hook.after_flush()
 
     def after_train(self, error: BaseException | None = None) -> None:
         # After an error the ranks may stand in different iterations: a collective here could hang.

@@ -70,7 +70,7 @@ def test_a_bad_image_is_replaced_and_all_others_stay():
     for position in range(120):
         sample, own = stream[position], sampler.index_at(position)
         got, draw = sample.global_crops[0].tolist()
-        assert (sample.position, sample.index) == (position, got)
+        assert (sample.position, sample.image_index) == (position, got)
         assert draw == position_rng(0, position, CROPS).integers(2**31), "the crops belong to the position asked for"
         if own in bad:
             assert got not in bad
