@@ -52,10 +52,10 @@ class TrainingStream(Dataset[CropSample]):
         """
         index, image, bad_images = self._load(position)
         try:
-            crops = self.augmentation(image, position_rng(self.seed, position, CROPS))
+            global_crops, local_crops = self.augmentation(image, position_rng(self.seed, position, CROPS))
         except Exception as error:
             raise DataError(self._failed("Augmenting", index, position, error)) from error
-        return CropSample(position, index, *crops, bad_images)
+        return CropSample(position, index, global_crops, local_crops, bad_images)
 
     def index_at(self, position: int, attempt: int = 0) -> int:
         """Index of the image at a position, or of its replacement number ``attempt`` >= 1."""
