@@ -141,6 +141,7 @@ CHANGES_TRAINING: dict[str, Change] = {
 LEAVES_TRAINING_ALONE: dict[str, Change] = {
     "DATALOADER.NUM_WORKERS": Change(2),
     "DATALOADER.PREFETCH_FACTOR": Change(1, {"DATALOADER.NUM_WORKERS": 1}),
+    "DATALOADER.MAX_BAD_IMAGE_SHARE": Change(0),
     "INPUT.TEST.CROP_SIZE_PX": Change(4, EVALUATE),
     "INPUT.TEST.RESIZE_PX": Change(10, EVALUATE),
     "SOLVER.CHECKPOINT_PERIOD": Change(1),
@@ -199,6 +200,7 @@ TESTED_ELSEWHERE = {
     "MODEL.CLASSIFIER.LABEL_SMOOTHING": "meta_arch/test_classifier; no key of pretraining",
     "MODEL.CLASSIFIER.MIXUP_ALPHA": "meta_arch/test_classifier; no key of pretraining",
     "MODEL.CLASSIFIER.CUTMIX_ALPHA": "meta_arch/test_classifier; no key of pretraining",
+    "DATALOADER.MAX_IMAGE_PIXELS": "data/test_decode, data/test_build; needs files",
     "INPUT.FORMAT": "data; changes the number of channels with it",
     "SOLVER.NUM_MICRO_BATCHES": "below, to rounding",
     "SOLVER.AMP.PRECISION": "fp16 needs CUDA",

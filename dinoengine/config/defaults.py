@@ -255,6 +255,14 @@ _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = 4
 # Batches each worker prepares ahead, >= 1. Does not change results.
 _C.DATALOADER.PREFETCH_FACTOR = 2
+# Images with more pixels (width x height) are refused before they are decoded, 1 to 178956970, which is Pillow's own bound:
+# a file of some kilobytes may ask for gigabytes of memory. An image that cannot be used is replaced in training and an
+# error in an evaluation. Changes results.
+_C.DATALOADER.MAX_IMAGE_PIXELS = 178956970
+# Largest share of the images seen so far that may be unusable in training, 0..1. Each is replaced by the image of another
+# position of the stream, the same in every run, and written to OUTPUT_DIR/bad_images.txt. Above the share, and from the
+# tenth such image on, the run ends with an error; 0: the first one ends it. Does not change results.
+_C.DATALOADER.MAX_BAD_IMAGE_SHARE = 0.01
 
 # ----------------------------------------------------------------------------------------------------------------
 # Solver

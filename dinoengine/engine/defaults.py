@@ -238,6 +238,7 @@ class DefaultTrainer(SimpleTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(self.scheduler),
             hooks.NonFiniteGuard(cfg.SOLVER.NON_FINITE_MAX_SKIPS),
+            hooks.BadImageLog(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.MAX_BAD_IMAGE_SHARE),
             hooks.TorchProfiler(cfg.LOG.PROFILE_START_ITER, cfg.LOG.PROFILE_END_ITER, cfg.OUTPUT_DIR)
             if profile
             else None,
@@ -297,8 +298,9 @@ class DefaultTrainer(SimpleTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """An endless loader of SSLBatch; its ``batch_sampler.start_iter`` is set when a run is resumed."""
-        return build_train_loader(cfg)
+        """An endless loader of SSLBatch; its ``batch_sampler.start_iter`` is set when a run is resumed, and the images that
+        it replaces are counted."""
+        return build_train_loader(cfg, replace_bad_images=cfg.DATALOADER.MAX_BAD_IMAGE_SHARE > 0)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset: str) -> Any:

@@ -53,6 +53,10 @@ class HookBase:
     def before_optimizer_step(self) -> None:
         """Gradients are clipped and checked; set ``trainer.skip_optimizer_step`` to leave the weights alone."""
 
+    def after_flush(self) -> None:
+        """Metrics of the last iterations have been brought together, on all ranks: for collectives that need not run at
+        every step. Before ``after_step`` of the last of them."""
+
     def after_step(self) -> None:
         """After each iteration."""
 

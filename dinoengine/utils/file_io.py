@@ -26,8 +26,16 @@ def path_manager() -> Any:
 
 
 def local_path(path: str) -> str:
-    """A local copy of ``path`` (the path itself when it is local); downloads remote files into iopath's cache."""
-    return path if "://" not in path else str(path_manager().get_local_path(path))
+    """A local copy of ``path`` (the path itself when it is local); downloads remote files into iopath's cache.
+
+    Raises:
+        ValueError: for a URL with ``..`` in it: iopath would write the copy outside of its cache.
+    """
+    if "://" not in path:
+        return path
+    if ".." in re.split(r"[/\\]", path):
+        raise ValueError(f"The URL {path} has '..' in it; write it without.")
+    return str(path_manager().get_local_path(path))
 
 
 @contextlib.contextmanager
