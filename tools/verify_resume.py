@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from dinoengine.config import read_cfg
 from dinoengine.engine import exit_on_user_error
-from dinoengine.engine.setup import resolve_device
 from dinoengine.engine.verify import compare_checkpoints, recorded_samples
 from dinoengine.utils.console import run_tool
 
@@ -27,9 +26,8 @@ Compare what each iteration was fed (hashes of every crop, mask and label, in th
 (weights, teacher, heads, centres, optimizer, hooks, metric history; not times). Prints a verdict; exit code 0 if the runs
 are the same, else 1.
 
-On the CPU with the same number of processes the states must be bitwise equal. With another number of processes, or on a GPU
-without deterministic kernels, sums are taken in another order: then the samples must be the same, and the states within
---tolerance.
+With the same number of processes the states must be bitwise equal. With another number sums are taken in another order and
+stochastic depth draws from other generators: then the samples must be the same, and the verdict is about them alone.
 """
 
 _EPILOG = """
@@ -54,14 +52,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-gpus", type=int, metavar="W", help="processes, as in train_net.py (default: one)")
     parser.add_argument("--resume-num-gpus", type=int, metavar="W", help="those of the resumed run (default: the same)")
     parser.add_argument("--resume-workers", type=int, metavar="N", help="its DATALOADER.NUM_WORKERS (default: same)")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-3,
-        metavar="X",
-        help="largest difference relative to the largest value of a tensor, where bitwise equality cannot be asked for "
-        "(default: 1e-3)",
-    )
     parser.add_argument("--keep", metavar="DIR", help="leave the runs in this folder, which must not exist")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_intermixed_args(argv)
@@ -101,16 +91,18 @@ def verify(args: argparse.Namespace, folder: str) -> int:
 
     has_same_samples = _compare_samples(whole, killed, num)
     state = compare_checkpoints(*(os.path.join(run, "model_final.pth") for run in (whole, killed)))
+    is_same = has_same_samples
     if not state.different:
         print(f"state     bitwise equal: {state.num_entries} entries of model, optimizer, hooks and history")
-        print(f"verdict   {'EXACT' if has_same_samples else 'NOT THE SAME RUN'}")
-        return int(not has_same_samples)
-    some = ", ".join(state.different[:3])
-    how_many = f"{len(state.different)} of {state.num_entries} entries"
-    print(f"state     {how_many} differ, by {state.largest:.1e} at most: {some} ...")
-    may_round = resume_num_gpus != args.num_gpus or _on_gpu(args)
-    is_same = has_same_samples and may_round and state.largest <= args.tolerance
-    print(f"verdict   {f'the same up to rounding ({args.tolerance:.0e})' if is_same else 'NOT THE SAME RUN'}")
+    elif resume_num_gpus != args.num_gpus:
+        print("state     not compared: the resumed run had another number of processes")
+    else:
+        some = ", ".join(state.different[:3])
+        how_many = f"{len(state.different)} of {state.num_entries} entries"
+        print(f"state     DIFFERENT in {how_many}, by {state.largest:.1e} at most: {some} ...")
+        is_same = False
+    exact = "EXACT" if not state.different else "THE SAME SAMPLES"
+    print(f"verdict   {exact if is_same else 'NOT THE SAME RUN'}")
     return int(not is_same)
 
 
@@ -130,11 +122,6 @@ def _compare_samples(whole: str, killed: str, num: int) -> bool:
         f"(counted from 0; the resumed run began with {num})"
     )
     return False
-
-
-def _on_gpu(args: argparse.Namespace) -> bool:
-    cfg = read_cfg(args.config_file, args.opts)
-    return resolve_device(cfg.MODEL.DEVICE, args.num_gpus)[0] == "cuda"
 
 
 def _train(
