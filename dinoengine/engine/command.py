@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -30,13 +30,20 @@ logger = logging.getLogger(__name__)
 EXIT_PAUSED = 75
 
 
-def run_command(trainer_class: type[DefaultTrainer] | None = None, argv: Sequence[str] | None = None) -> Any:
+def run_command(
+    trainer_class: type[DefaultTrainer] | None = None,
+    argv: Sequence[str] | None = None,
+    *,
+    prepare: Callable[[DefaultTrainer], None] | None = None,
+) -> Any:
     """Parse the command line, start the processes, train or evaluate.
 
     Args:
         trainer_class: your subclass; importable, as spawned processes import it. None: the one that the config asks for
             (``trainer_class_of``).
         argv: words of the command line; None: those of this process.
+        prepare: called with the trainer of each process before it loads its checkpoint, e.g. to register hooks;
+            importable as well.
 
     Returns:
         The results, when there is one process; None when processes were spawned.
@@ -51,14 +58,17 @@ def run_command(trainer_class: type[DefaultTrainer] | None = None, argv: Sequenc
     return launch(
         train_or_evaluate,
         *where,
-        args=(cfg, args, trainer_class),
+        args=(cfg, args, trainer_class, prepare),
         device=cfg.MODEL.DEVICE,
         timeout=timedelta(seconds=args.dist_timeout),
     )
 
 
 def train_or_evaluate(
-    cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None = None
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    trainer_class: type[DefaultTrainer] | None = None,
+    prepare: Callable[[DefaultTrainer], None] | None = None,
 ) -> dict[str, Any]:
     """What each process of a run does."""
     trainer_class = trainer_class or trainer_class_of(cfg)
@@ -73,6 +83,8 @@ def train_or_evaluate(
             trainer_class.check_expected_results(cfg, results)
             return results
         trainer = trainer_class(cfg)
+        if prepare is not None:
+            prepare(trainer)
         trainer.resume_or_load(resume=args.resume)
         if args.resume:
             save_config(cfg)
