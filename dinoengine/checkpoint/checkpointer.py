@@ -327,15 +327,15 @@ class Checkpointer:
                 any difference if ``strict``, else only when nothing fits.
         """
         self.settle()
-        return self._load_data(read_checkpoint(path), path, weights_only=weights_only)
+        return self._load_data(read_checkpoint(path), path, model_only=weights_only)
 
-    def _load_data(self, data: dict[str, Any], path: str, *, weights_only: bool = False) -> dict[str, Any]:
+    def _load_data(self, data: dict[str, Any], path: str, *, model_only: bool = False) -> dict[str, Any]:
         """Takes the states out of ``data`` and returns the rest."""
         if "model" not in data:
             raise CheckpointError(
                 f"{path} has no 'model' entry; it has {short_list(list(data))}. Expected a dinoengine checkpoint."
             )
-        if not weights_only:
+        if not model_only:
             missing = [name for name in self.checkpointables if name not in data]
             if missing:
                 raise CheckpointError(
@@ -343,8 +343,8 @@ class Checkpointer:
                     f"{short_list(list(data))}). To start a new run from its weights use MODEL.WEIGHTS without --resume."
                 )
         # A resumed run is the run it was: there is nothing to leave out.
-        self._load_model(data.pop("model"), path, strict=self.strict or not weights_only, may_be_partial=weights_only)
-        if not weights_only:
+        self._load_model(data.pop("model"), path, strict=self.strict or not model_only, may_be_partial=model_only)
+        if not model_only:
             for name, checkpointable in self.checkpointables.items():
                 checkpointable.load_state_dict(data.pop(name))
         return data
