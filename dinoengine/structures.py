@@ -40,6 +40,20 @@ class Sample(NamedTuple):
     label: int | None
 
 
+class BadImage(NamedTuple):
+    """An image of the training set that could not be used, so that another one took its place.
+
+    Attributes:
+        position: in the sample stream, for which an image was looked for.
+        path: what the dataset calls the image.
+        cause: why it cannot be used.
+    """
+
+    position: int
+    path: str
+    cause: str
+
+
 @dataclass
 class SSLBatch:
     """One training batch of crops and masks.
@@ -55,6 +69,7 @@ class SSLBatch:
         num_global_views: G.
         num_local_views: L.
         targets: what ``StudentTeacher.split_batch`` attaches when a step runs in several micro-batches; None otherwise.
+        bad_images: those that others of the batch as the loader made it have replaced.
     """
 
     global_crops: Tensor
@@ -64,6 +79,7 @@ class SSLBatch:
     num_global_views: int = 2
     num_local_views: int = 0
     targets: Any = None
+    bad_images: tuple[BadImage, ...] = ()
 
     def __len__(self) -> int:
         """Number of images B (not of crops)."""
@@ -115,12 +131,14 @@ class ImageBatch:
         indices: [B] int64, index of each image in its dataset.
         masks: [B, H, W] uint8, the class of each pixel of the image, ``IGNORE`` where there is none; None for a dataset
             without masks.
+        bad_images: see ``SSLBatch``.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
     masks: Tensor | None = None
+    bad_images: tuple[BadImage, ...] = ()
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -145,7 +163,7 @@ class ImageBatch:
             return [None] * num_parts if t is None else list(t.chunk(num_parts))
 
         columns = zip(*map(parts, (self.images, self.labels, self.indices, self.masks)), strict=True)
-        return [ImageBatch(*column) for column in columns]
+        return [replace(self, images=i, labels=la, indices=n, masks=m) for i, la, n, m in columns]
 
 
 def _require_divisible(num_images: int, num_parts: int) -> None:

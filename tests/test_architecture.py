@@ -22,6 +22,7 @@ BANNED_NAMES = {"utils", "helpers", "misc", "common"}
 # Modules whose behaviour is tested under another name.
 TESTED_ELSEWHERE = {
     "config/evaluation_defaults.py": "config/test_defaults.py",
+    "config/solver_defaults.py": "config/test_defaults.py",
     "config/validate_evaluation.py": "config/test_validate.py",
     **{
         f"engine/hooks/{name}.py": "engine/hooks/test_small_hooks.py"
@@ -133,7 +134,11 @@ def _keys(node: CfgNode, prefix: str = "") -> list[str]:
 def _attribute_chains() -> set[tuple[str, ...]]:
     """Every ``a.b.C.D`` written in package, tools and benchmarks, as tuples of names."""
     chains = set()
-    files = [p for p in SOURCES if p.name not in ("defaults.py", "evaluation_defaults.py") or "engine" in p.parts]
+    files = [
+        p
+        for p in SOURCES
+        if p.name not in ("defaults.py", "solver_defaults.py", "evaluation_defaults.py") or "engine" in p.parts
+    ]
     for path in [*files, *sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             parts: list[str] = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dinoengine.structures import ImageBatch, LossTerm, LossTerms, ParamFacts, SSLBatch
+from dinoengine.structures import BadImage, ImageBatch, LossTerm, LossTerms, ParamFacts, SSLBatch
 
 
 def _batch(images: int = 4, local_views: int = 3, masks: bool = True) -> SSLBatch:
@@ -97,3 +99,13 @@ def test_no_terms_is_an_error() -> None:
 def test_default_facts_give_the_full_learning_rate() -> None:
     facts = ParamFacts()
     assert facts.num_layers + 1 - facts.layer_id == 0
+
+
+@pytest.mark.parametrize("kind", ["crops", "images"])
+def test_bad_images_stay_with_a_batch(kind: str) -> None:
+    bad = (BadImage(101, "/a/1.jpg", "the file is empty"),)
+    batch = _batch() if kind == "crops" else ImageBatch(torch.zeros(4, 1, 2, 2), None, torch.arange(4))
+    assert batch.bad_images == ()
+    batch = replace(batch, bad_images=bad)
+    moved: list[SSLBatch | ImageBatch] = [batch.to("meta"), *batch.split(2)]
+    assert [part.bad_images for part in moved] == [bad] * 3

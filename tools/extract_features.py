@@ -48,6 +48,8 @@ Examples:
         --num-processes 4 folder:/path/to/train features/train
   on the CPU, under torchrun:
     torchrun --nproc-per-node 2 %(prog)s --device cpu --weights vits16-hf digits:split=test features/digits
+  weights that no config comes with, trained in other pixel statistics than ImageNet's:
+    %(prog)s --weights foreign.pth --pixel-mean 0.5,0.5,0.5 --pixel-std 0.5,0.5,0.5 folder:/path/to/val features/val
 """
 
 
@@ -74,17 +76,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="PX",
         help="edge of the centre crop (default of both: W's config, else as published)",
     )
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--pixel-{name}",
+            type=_numbers,
+            metavar="A,B,C",
+            help=f"{name} of each channel, for pixels in 0..1 (default: of W's config, else ImageNet's)",
+        )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="over all processes (default: 64)")
     parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes for each process")
     parser.add_argument("--num-processes", type=int, metavar="N", help="on a GPU one each (default: 1)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--parquet", action="store_true", help="index.parquet as well; needs pyarrow")
     args = parser.parse_args(argv)
-    for name in ("batch_size", "num_last_blocks", "crop", "num_processes"):
+    least = {"batch_size": 1, "num_last_blocks": 1, "crop": 1, "num_processes": 1, "resize": 0, "num_workers": 0}
+    for name, smallest in least.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more; got {value}")
+        if value is not None and value < smallest:
+            parser.error(f"--{name.replace('_', '-')} must be {smallest} or more; got {value}")
     return args
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split(","))
 
 
 def extract(args: argparse.Namespace, device: str) -> None:
@@ -95,7 +109,7 @@ def extract(args: argparse.Namespace, device: str) -> None:
         extraction = Extraction(tuple(args.tokens.split(",")), args.num_last_blocks, args.normalize, args.dtype)
         weights = read_weights(args.weights, options["layout"], options["hints"])
         weights.require_complete(args.weights, args.allow)
-        cfg = evaluation_config(weights)
+        cfg = evaluation_config(weights, args.weights, args.pixel_mean, args.pixel_std)
         cfg.MODEL.DEVICE = device
         cfg.TEST.IMS_PER_BATCH = args.batch_size
         cfg.DATALOADER.NUM_WORKERS = args.num_workers
@@ -104,7 +118,7 @@ def extract(args: argparse.Namespace, device: str) -> None:
         if args.crop is not None:
             cfg.INPUT.TEST.CROP_SIZE_PX = (args.crop,)
         extract_to_store(
-            feature_model(weights).to(device),
+            feature_model(weights, cfg).to(device),
             cfg,
             args.dataset,
             args.output,

@@ -12,7 +12,9 @@ from typing import NamedTuple
 from dinoengine.utils.console import run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [ROOT / "dinoengine" / "config" / name for name in ("defaults.py", "evaluation_defaults.py")]
+SOURCES = [
+    ROOT / "dinoengine" / "config" / name for name in ("defaults.py", "solver_defaults.py", "evaluation_defaults.py")
+]
 TARGET = ROOT / "docs" / "config.md"
 
 

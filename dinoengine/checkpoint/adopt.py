@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 MASK_TOKEN_STD = 0.02
 _MASK_TOKEN = "backbone.mask_token"
+# Parts of self-distillation beside the backbones, as ``Adopted.initial`` names them.
+_BESIDE_FEATURES = {f"{side}.{head}" for side in ("student", "teacher") for head in ("dino_head", "ibot_head")}
+_BESIDE_FEATURES |= {"dino_targets", "ibot_targets"}
 
 
 @dataclass
@@ -108,12 +111,26 @@ def fresh_mask_tokens(state: StateDict, own: StateDict, path: str) -> StateDict:
     return tokens
 
 
-def log_adopted(weights: Weights, adopted: Adopted, path: str) -> None:
-    """One line for what came, and one for each thing that did not."""
+def log_adopted(weights: Weights, adopted: Adopted, path: str, *, for_training: bool) -> None:
+    """One line for what came, and one for each thing that did not.
+
+    Args:
+        for_training: a warning for heads that start anew; features do not depend on those of self-distillation, so that
+            an evaluation gets an info. A classifier's head decides its answers in both.
+    """
     kinds = ", ".join(part for part in weights.parts if part not in adopted.unused_parts)
     logger.info("%s: layout %s, %s; taken: %s.", path, weights.layout, weights.spec.describe(), kinds)
+    matters = for_training or not _BESIDE_FEATURES.issuperset(adopted.initial)
     if adopted.initial:
-        logger.warning("Not in %s, so they start from their initial values: %s.", path, ", ".join(adopted.initial))
+        logger.log(
+            logging.WARNING if matters else logging.INFO,
+            "Not in %s, so they %s: %s.",
+            path,
+            "start from their initial values"
+            if matters
+            else "have their initial values, on which no feature (but the use of prototypes) depends",
+            ", ".join(adopted.initial),
+        )
     if adopted.unused_parts:
         logger.warning("In %s, but not used by this model: %s.", path, ", ".join(adopted.unused_parts))
 

@@ -1,15 +1,15 @@
 """Save, load, resume. One file per checkpoint, ``last_checkpoint`` names the newest.
 
-A file is ``{"model": state dict, <name>: state of each checkpointable ..., "iteration": last finished iteration}``. It is
-written to a temporary name, flushed and renamed, and the pointer is moved after it: a crash at any moment leaves the
-last good checkpoint in place. Files are read with ``weights_only``: they are data and never run code.
+A file is ``{"model": state dict, <name>: state of each checkpointable ..., "iteration": last finished iteration, "digest":
+SHA-256 of all that}``. It is written to a temporary name, flushed and renamed, and the pointer is moved after it: a crash
+at any moment leaves the last good checkpoint in place. Files are read with ``weights_only``: they are data and never run
+code. A resume that finds the last one damaged or gone takes the newest before it that is good.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
@@ -27,7 +27,6 @@ from dinoengine.checkpoint.adopt import (
 )
 from dinoengine.checkpoint.files import (
     CheckpointError,
-    UnreadableCheckpointError,
     grouped_names,
     read_checkpoint,
     read_content,
@@ -35,12 +34,20 @@ from dinoengine.checkpoint.files import (
 )
 from dinoengine.checkpoint.layouts import detect_layout
 from dinoengine.checkpoint.layouts.layout import is_state_dict
+from dinoengine.checkpoint.resuming import POINTER, iteration_of, pointed_name, read_newest_readable, resumable
+from dinoengine.checkpoint.writing import (
+    BackgroundWriter,
+    CheckpointWriteError,
+    explained_errors,
+    snapshot,
+    write_file,
+)
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import atomic_write, remove_stale_temporaries
 
 logger = logging.getLogger(__name__)
 
-POINTER = "last_checkpoint"
+ON_ERROR = ("stop", "continue")
 
 
 class Checkpointable(Protocol):
@@ -50,7 +57,11 @@ class Checkpointable(Protocol):
 
 
 class Checkpointer:
-    """Saves a model and whatever has a ``state_dict``; only rank 0 writes, every rank reads."""
+    """Saves a model and whatever has a ``state_dict``; only rank 0 writes, every rank reads.
+
+    Attributes:
+        num_failed: checkpoints that could not be written and were done without.
+    """
 
     def __init__(
         self,
@@ -59,6 +70,7 @@ class Checkpointer:
         *,
         strict: bool = True,
         metadata: dict[str, Any] | None = None,
+        on_error: str = "stop",
         before_load: Callable[[dict[str, Any], str], None] | None = None,
         **checkpointables: Checkpointable,
     ) -> None:
@@ -68,40 +80,113 @@ class Checkpointer:
             save_dir: where files go and where resuming looks.
             strict: whether loading weights requires every key to match (see ``load``).
             metadata: plain values stored in every file (the config as text).
+            on_error: when a file cannot be written: "stop" raises, "continue" logs an error and goes on.
             before_load: called with the content and the path of a checkpoint that is about to be resumed from, and raises
                 if it must not be.
             checkpointables: named objects with state, e.g. ``trainer=``.
+
+        Raises:
+            ValueError: for another ``on_error``.
         """
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}; got {on_error!r}.")
         self.model = model
         self.save_dir = save_dir
         self.strict = strict
         self.metadata = metadata or {}
         self.checkpointables = checkpointables
+        self.on_error = on_error
+        self.num_failed = 0
+        self._writer = BackgroundWriter()
         self.before_load = before_load
 
-    def save(self, name: str, *, tag_last: bool = True, **extra: Any) -> str:
-        """Write ``<save_dir>/<name>.pth`` and return its path.
+    def save(
+        self,
+        name: str,
+        *,
+        tag_last: bool = True,
+        required: bool = False,
+        background: bool = False,
+        then: Callable[[], None] | None = None,
+        **extra: Any,
+    ) -> str:
+        """Write ``<save_dir>/<name>.pth``. A collective operation: an error is that of every rank.
+
+        At most one file is being written: a save waits for the one before it.
 
         Args:
-            tag_last: make it the checkpoint that ``resume`` continues from.
+            tag_last: make it the checkpoint that ``resume`` continues from, once it is on disk.
+            required: an error is raised whatever ``on_error`` says, as there is no later save.
+            background: copy the state to CPU memory and return; a thread writes it. What goes wrong then comes out of the
+                next ``save`` or ``wait``.
+            then: called on rank 0 when the file is on disk and tagged, in the thread that wrote it.
             extra: plain values stored beside, e.g. ``iteration=``.
+
+        Returns:
+            The path; empty if it was done without.
+
+        Raises:
+            CheckpointWriteError: if it, or the one before it, cannot be written; everything on disk is as it was.
+            TypeError: if a state holds what could not be read back.
         """
         path = os.path.join(self.save_dir, f"{name}.pth")
-        if not comm.is_main_process():
-            return path
-        data = {
-            "model": self.model.state_dict(),
-            **{key: value.state_dict() for key, value in self.checkpointables.items()},
-            **self.metadata,
-            **extra,
-        }
-        os.makedirs(self.save_dir, exist_ok=True)
-        with atomic_write(path) as file:
-            torch.save(data, file)
-        if tag_last:
-            self.tag_last_checkpoint(f"{name}.pth")
+
+        def save() -> None:
+            data = {
+                "model": self.model.state_dict(),
+                **{key: value.state_dict() for key, value in self.checkpointables.items()},
+                **self.metadata,
+                **extra,
+            }
+            if background:
+                kept = snapshot(data)
+                self._writer.start(lambda: self._write(path, kept, tag_last, then))
+            else:
+                self._write(path, data, tag_last, then)
+
+        self.wait()
+        return path if self._attempt(save, required=required) else ""
+
+    def _attempt(self, write: Callable[[], None], *, required: bool = False) -> bool:
+        try:
+            comm.on_main_process(write)
+        except CheckpointWriteError as error:
+            if required or self.on_error == "stop":
+                raise
+            self.num_failed += 1
+            logger.error(
+                "%s\nGoing on without it, as SOLVER.CHECKPOINT_ON_ERROR is continue (%d so far).",
+                error,
+                self.num_failed,
+            )
+            return False
+        return True
+
+    def _write(self, path: str, data: dict[str, Any], tag_last: bool, then: Callable[[], None] | None) -> None:
+        last = pointed_name(self.save_dir)
+        with explained_errors(path, data, last if os.path.isfile(os.path.join(self.save_dir, last)) else ""):
+            write_file(path, data)
+            if tag_last:
+                self.tag_last_checkpoint(os.path.basename(path))
+            if then is not None:
+                then()
         logger.info("Saved checkpoint %s", path)
-        return path
+
+    def wait(self) -> None:
+        """Until what is written in the background is on disk; a collective operation.
+
+        Raises:
+            CheckpointWriteError: if it could not be written and ``on_error`` is "stop".
+        """
+        self._attempt(self._writer.finish)
+
+    def settle(self) -> None:
+        """Like ``wait``, but of this process alone, and an error is logged: for a run that ends with another error, after
+        which the processes may stand in different iterations."""
+        try:
+            self._writer.finish()
+        except Exception:
+            logger.exception("The checkpoint that was written in the background is lost.")
 
     def tag_last_checkpoint(self, basename: str) -> None:
         """Point ``last_checkpoint`` at a file of ``save_dir``."""
@@ -109,43 +194,47 @@ class Checkpointer:
             file.write(basename)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
-        return os.path.exists(os.path.join(self.save_dir, POINTER))
+        """Whether there is a checkpoint to resume from, good or not."""
+        return bool(resumable(self.save_dir))
 
     def last_checkpoint_name(self) -> str:
         """What ``last_checkpoint`` names, or an empty string."""
-        if not self.has_checkpoint():
-            return ""
-        with open(os.path.join(self.save_dir, POINTER), encoding="utf-8") as file:
-            return os.path.basename(file.read().strip())
+        return pointed_name(self.save_dir)
 
     def get_checkpoint_file(self) -> str:
-        """Path of the checkpoint to resume from, or an empty string.
+        """Path of the last checkpoint, or an empty string.
 
         Raises:
             CheckpointError: if the pointer names a file that is gone.
         """
-        if not self.has_checkpoint():
-            return ""
-        path = os.path.join(self.save_dir, self.last_checkpoint_name())
-        if not os.path.isfile(path):
+        names = resumable(self.save_dir)
+        path = os.path.join(self.save_dir, names[0]) if names else ""
+        if path and not os.path.isfile(path):
             raise CheckpointError(
                 f"{os.path.join(self.save_dir, POINTER)} names {os.path.basename(path)}, which is not there. Write the "
-                f"name of another checkpoint of {self.save_dir} into it, or remove it to start over."
+                f"name of another checkpoint of {self.save_dir} into it."
             )
         return path
 
     def resume_or_load(self, weights: str, *, resume: bool = True) -> int:
         """Continue the run in ``save_dir``, or start from ``weights``, or from scratch; logs which and why.
 
+        A resume takes the last checkpoint, or the newest before it that every process can read; then files that are
+        damaged are renamed to ``damaged_*.pth``, so that neither retention nor a later resume counts on them. A collective
+        operation. Remains of killed processes are removed first.
+
         Returns:
             The iteration to start from: last finished + 1 when resuming, else 0.
+
+        Raises:
+            UnreadableCheckpointError: if there are checkpoints to resume from and none is good.
+            CheckpointError, FileNotFoundError: if what is to be loaded cannot be read or does not fit.
         """
-        last = self.get_checkpoint_file() if resume else ""
-        if last:
-            reason = f"; MODEL.WEIGHTS {weights} is not used" if weights else ""
-            logger.info("Resuming from %s (--resume, and it is the last checkpoint of this run%s).", last, reason)
-            return int(self._load_last(last)["iteration"]) + 1
+        comm.on_main_process(self._clean_up)
+        # Of rank 0: another process may look while rank 0 is further, or at a disk of its own.
+        last, names = comm.broadcast_object((pointed_name(self.save_dir), resumable(self.save_dir)))
+        if resume and names:
+            return self._resume(last, names, f"; MODEL.WEIGHTS {weights} is not used" if weights else "")
         why = f"; --resume found no checkpoint in {self.save_dir}" if resume else ""
         if weights:
             logger.info("Starting at iteration 0 with the weights of %s (MODEL.WEIGHTS%s).", weights, why)
@@ -154,17 +243,47 @@ class Checkpointer:
             logger.info("Starting from scratch at iteration 0 (MODEL.WEIGHTS is empty%s).", why)
         return 0
 
-    def _load_last(self, path: str) -> dict[str, Any]:
-        try:
-            return self.load(path)
-        except UnreadableCheckpointError as error:
-            others = [os.path.basename(p) for p in periodic_checkpoints(self.save_dir).values() if p != path]
-            if not others:
-                raise
-            raise UnreadableCheckpointError(
-                f"{error}\nTo go on from an earlier one, write its name into {os.path.join(self.save_dir, POINTER)}; there "
-                f"are {short_list(others[::-1])}."
-            ) from None
+    def _clean_up(self) -> None:
+        self._writer.finish()
+        if os.path.isdir(self.save_dir) and (removed := remove_stale_temporaries(self.save_dir)):
+            logger.info("Removed what a killed process left in %s: %s.", self.save_dir, short_list(removed))
+
+    def _resume(self, pointed: str, names: list[str], reason: str) -> int:
+        found = read_newest_readable(self.save_dir, names)
+        path = os.path.join(self.save_dir, found.name)
+        if "iteration" not in found.data:
+            raise CheckpointError(
+                f"{path} cannot be resumed from: it says no iteration. To start a new run from its weights use "
+                "MODEL.WEIGHTS without --resume."
+            )
+        start = int(found.data["iteration"]) + 1
+        if found.name == pointed:
+            logger.info("Resuming from %s (--resume, and it is the last checkpoint of this run%s).", path, reason)
+        else:
+            problems = "\n  ".join(found.problems.values()) or f"{POINTER} is missing."
+            last = iteration_of(names[0])
+            again = "The iterations since" if last is None else f"{last + 1 - start} iteration(s)"
+            logger.warning(
+                "The last checkpoint of this run cannot be used:\n  %s\nResuming from the newest good one, %s%s. %s are "
+                "done again, from iteration %d on.",
+                problems,
+                path,
+                reason,
+                again,
+                start,
+            )
+        self._load_data(found.data, path)
+        comm.on_main_process(lambda: self._set_aside(found.damaged, found.name))
+        return start
+
+    def _set_aside(self, damaged: list[str], good: str) -> None:
+        if pointed_name(self.save_dir) != good:
+            self.tag_last_checkpoint(good)
+        for name in damaged:
+            os.replace(
+                os.path.join(self.save_dir, name),
+                os.path.join(self.save_dir, f"damaged_{name.removeprefix('model_')}"),
+            )
 
     def load_weights(self, path: str, *, for_training: bool = False) -> None:
         """Load the weights of a file of any layout (``layouts/``) into the model; the layout is said in the log.
@@ -191,7 +310,7 @@ class Checkpointer:
         adopted = adopt(weights, own)
         if self.strict:
             require_entries(weights, adopted, path)
-        log_adopted(weights, adopted, path)
+        log_adopted(weights, adopted, path, for_training=for_training)
         # Parts that the file does not have keep the values they have; that is no fit, and nothing to complain of.
         kept = own.keys() - adopted.state.keys() - set(required(adopted.missing))
         self._load_model(adopted.state, path, strict=self.strict, may_be_partial=True, kept=kept)
@@ -211,12 +330,16 @@ class Checkpointer:
             CheckpointError: if it cannot be read, lacks the state of a checkpointable, or does not fit the model:
                 any difference if ``strict``, else only when nothing fits.
         """
-        data = read_checkpoint(path)
+        self.settle()
+        return self._load_data(read_checkpoint(path), path, model_only=weights_only)
+
+    def _load_data(self, data: dict[str, Any], path: str, *, model_only: bool = False) -> dict[str, Any]:
+        """Takes the states out of ``data`` and returns the rest."""
         if "model" not in data:
             raise CheckpointError(
                 f"{path} has no 'model' entry; it has {short_list(list(data))}. Expected a dinoengine checkpoint."
             )
-        if not weights_only:
+        if not model_only:
             missing = [name for name in self.checkpointables if name not in data]
             if missing:
                 raise CheckpointError(
@@ -226,8 +349,8 @@ class Checkpointer:
             if self.before_load is not None:
                 self.before_load(data, path)
         # A resumed run is the run it was: there is nothing to leave out.
-        self._load_model(data.pop("model"), path, strict=self.strict or not weights_only, may_be_partial=weights_only)
-        if not weights_only:
+        self._load_model(data.pop("model"), path, strict=self.strict or not model_only, may_be_partial=model_only)
+        if not model_only:
             for name, checkpointable in self.checkpointables.items():
                 checkpointable.load_state_dict(data.pop(name))
         return data
@@ -271,9 +394,3 @@ def _is_of_this_model(saved: dict[str, torch.Tensor], own: dict[str, torch.Tenso
     needs_student = any(name.startswith("student.") for name in own)
     has_student = any(name.startswith("student.") for name in saved)
     return bool(saved.keys() & own.keys()) and (has_student or not needs_student)
-
-
-def periodic_checkpoints(save_dir: str) -> dict[int, str]:
-    """Iteration -> path of the ``model_<iteration>.pth`` files of a folder, in order of the iteration."""
-    found = {int(m[1]): m[0] for name in os.listdir(save_dir) if (m := re.fullmatch(r"model_(\d{7,})\.pth", name))}
-    return {iteration: os.path.join(save_dir, found[iteration]) for iteration in sorted(found)}

@@ -170,7 +170,7 @@ def write_content(content: FileContent, path: str) -> None:
     if content.config is not None:
         os.makedirs(path)
         with open(os.path.join(path, "config.json"), "w", encoding="utf-8") as file:
-            json.dump(content.config, file, indent=2)
+            json.dump(content.config, file, indent=2, allow_nan=False)
             file.write("\n")
         save_file(content.data, os.path.join(path, "model.safetensors"), metadata={"format": "pt"})
     elif path.endswith(".safetensors"):

@@ -131,7 +131,9 @@ def _metadata(weights: Weights, size: tuple[int, int]) -> dict[str, str]:
     if weights.config is not None:
         model = config_of(spec, weights.config).MODEL
         facts |= {"mean": list(model.PIXEL_MEAN), "std": list(model.PIXEL_STD)}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, allow_nan=False) for name, value in facts.items()
+    }
 
 
 def _images(spec: BackboneSpec, size: tuple[int, int], num: int) -> Tensor:
@@ -183,7 +185,7 @@ def _load_onnx(path: str) -> Run:
 def _write_torch_export(model: FixedSizeBackbone, images: Tensor, path: str, metadata: dict[str, str]) -> None:
     program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
     with open(path, "wb") as file:  # given a path, it insists on the ending .pt2
-        torch.export.save(program, file, extra_files={_METADATA_FILE: json.dumps(metadata)})
+        torch.export.save(program, file, extra_files={_METADATA_FILE: json.dumps(metadata, allow_nan=False)})
 
 
 def _load_torch_export(path: str) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import pickle
 import re
@@ -14,14 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinoengine.checkpoint.digest import content_digest
 from dinoengine.utils.file_io import local_path
+from dinoengine.utils.logger import log_first_n
 
 StateDict = dict[str, Tensor]
+
+DIGEST = "digest"
 
 _MOST_NAMES = 8
 # What unpickling bytes that are no pickle may end in.
 _DAMAGE = (EOFError, KeyError, AttributeError, IndexError, TypeError, AssertionError, struct.error)
 _GRAPHS = (".onnx", ".pt2")
+_ADVICE_ON_DAMAGE = "Use another copy of it, or an earlier checkpoint; a second damaged file hints at the disk."
 
 
 class CheckpointError(ValueError):
@@ -71,11 +77,13 @@ def read_content(path: str) -> FileContent:
 def read_checkpoint(path: str) -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU. Only data is read; pickled code is refused.
 
-    An ``argparse.Namespace``, in which trainings keep their arguments, is data: a dict by another name.
+    An ``argparse.Namespace``, in which trainings keep their arguments, is data: a dict by another name. The digest that a
+    Checkpointer has put into the file is compared with its content, and left out.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is damaged, no checkpoint, or holds pickled code.
+        UnreadableCheckpointError: if it is damaged, or holds pickled code.
+        CheckpointError: if it is no checkpoint.
     """
     local = local_path(path)
     _require_file(local, path)
@@ -94,11 +102,28 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ) from None
     except (*_DAMAGE, RuntimeError, ValueError, OSError) as error:
         raise UnreadableCheckpointError(
-            f"{path} cannot be read: damaged or no checkpoint ({_first_line(error)})."
+            f"{path} cannot be read: damaged or no checkpoint ({_first_line(error)}). {_ADVICE_ON_DAMAGE}"
         ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a checkpoint, which is a dict.")
+    _check_digest(data, path)
     return data
+
+
+def _check_digest(data: dict[str, Any], path: str) -> None:
+    """Take the digest out of ``data``. Values that changed on disk are still a valid file: nothing else would notice."""
+    if not isinstance(data.get(DIGEST), str):
+        log_first_n(logging.INFO, f"{path} carries no digest (older, or not of a run): changed values go unnoticed.")
+        return
+    expected = data.pop(DIGEST)
+    try:
+        found = content_digest(data)
+    except TypeError as error:
+        found = str(error)
+    if found != expected:
+        raise UnreadableCheckpointError(
+            f"{path} is damaged: its content is not what was written (another SHA-256). {_ADVICE_ON_DAMAGE}"
+        )
 
 
 def _require_file(local: str, path: str) -> None:

@@ -132,7 +132,7 @@ def _num_heads(given: object, embed_dim: int, path: str) -> int:
         if embed_dim % PUBLISHED_HEAD_WIDTH:
             raise CheckpointError(
                 f"{path} does not state its number of attention heads, and {embed_dim} channels are not a multiple of "
-                f"{PUBLISHED_HEAD_WIDTH}; give it (--num-heads)."
+                f"{PUBLISHED_HEAD_WIDTH}; give it (--num-heads N, in Python Hints(num_heads=N))."
             )
         return embed_dim // PUBLISHED_HEAD_WIDTH
     if type(given) is not int or given < 1 or embed_dim % given:
@@ -159,6 +159,6 @@ def _square(num_positions: int, path: str) -> tuple[int, int]:
     if edge < 1 or edge * edge != num_positions:
         raise CheckpointError(
             f"The position table of {path} has {num_positions} patches, which is no square; give its rows and columns "
-            "(--grid ROWS COLUMNS)."
+            "(--grid ROWS COLUMNS, in Python Hints(table_grid=(rows, columns)))."
         )
     return edge, edge

@@ -173,7 +173,7 @@ class Weights:
                 "without a place": not_allowed(self.unused, allow),
                 "with values that are not finite": not_allowed(self.not_finite(), allow),
             },
-            "If that is right, allow these entries by name (--allow PATTERN of the conversion tools).",
+            "If that is right, allow these entries by name (--allow PATTERN of the tools, allow= in Python).",
         )
 
     def not_finite(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode as _YacsCfgNode
 
+from dinoengine.config.renamed import successor, with_current_keys
 from dinoengine.utils.registry import suggest
 
 BASE_KEY = "_BASE_"
@@ -30,6 +31,7 @@ class CfgNode(_YacsCfgNode):
     - Files may name a parent: ``_BASE_: ../_base_/vits16.yaml`` (or a list, later ones win), relative to the file.
     - Types are converted where no information is lost: int -> float, "true" -> bool, list <-> tuple,
       one value -> a tuple of one, number -> str.
+    - Keys that files and checkpoints of older versions have are translated, with a warning (``renamed.py``).
     - A file or a list of overrides is taken as a whole or not at all; the error names every problem in it.
     """
 
@@ -46,7 +48,7 @@ class CfgNode(_YacsCfgNode):
         trial.defrost()
         for node in (trial, self):  # an error in any file of the chain leaves this config as it was
             for file_path, values in chain:
-                node._merge_values(flatten(values), f"Config file {file_path}")
+                node._merge_values(values, f"Config file {file_path}")
 
     def merge_from_list(self, cfg_list: Iterable[Any]) -> None:
         """Merge overrides given as ``KEY VALUE`` pairs, ``KEY=VALUE`` words, or a mixture.
@@ -58,7 +60,7 @@ class CfgNode(_YacsCfgNode):
 
     def merge_from_other_cfg(self, cfg_other: _YacsCfgNode) -> None:
         """Merge another config; the same rules as for a file."""
-        self._merge_values(flatten(cfg_other), "Config")
+        self._merge_values(_current(cfg_other, "Config"), "Config")
 
     def _merge_values(self, values: list[tuple[str, Any]], where: str) -> None:
         problems: list[str] = []
@@ -105,13 +107,13 @@ def key_origins(cfg: CfgNode, config_file: str = "", overrides: Iterable[Any] = 
         ConfigError: for a file or overrides that cannot be read; merge them first to have their content checked.
     """
     sources = _load_with_bases(config_file, ()) if config_file else []
-    origins = {key: path for path, values in sources for key, _ in flatten(values)}
+    origins = {key: path for path, values in sources for key, _ in values}
     origins |= {key: "command line" for key, _ in _parse_overrides(list(overrides))}
     return {key: origins.get(key, "default") for key, _ in _leaves(cfg)}
 
 
-def _load_with_bases(path: str, seen: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """(file, values) of a config and its bases, in the order they are to be merged."""
+def _load_with_bases(path: str, seen: tuple[str, ...]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """(file, its keys and values) of a config and its bases, in the order they are to be merged."""
     path = os.path.abspath(os.path.expanduser(path))
     if path in seen:
         raise ConfigError(f"Config file {path}", [f"{BASE_KEY} goes in a circle: {' -> '.join([*seen, path])}"])
@@ -130,11 +132,19 @@ def _load_with_bases(path: str, seen: tuple[str, ...]) -> list[tuple[str, dict[s
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"Config file {path}", [f"{BASE_KEY} must be a path or a list of paths, got {bases!r}."])
-    chain: list[tuple[str, dict[str, Any]]] = []
+    chain: list[tuple[str, list[tuple[str, Any]]]] = []
     for base in bases:
         base = os.path.expanduser(base)
         chain += _load_with_bases(os.path.join(os.path.dirname(path), base), (*seen, path))
-    return [*chain, (path, values)]
+    return [*chain, (path, _current(values, f"Config file {path}"))]
+
+
+def _current(values: dict[str, Any], where: str) -> list[tuple[str, Any]]:
+    """Nested mappings as pairs, under the names that keys have now; ConfigError for an old name beside the new one."""
+    pairs, problems = with_current_keys(flatten(values), where)
+    if problems:
+        raise ConfigError(where, problems)
+    return pairs
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -201,6 +211,8 @@ def _unknown_key(key: str, value: Any, known: list[str]) -> str:
     inside = [k for k in known if k.startswith(f"{key}.")]
     if inside:
         return f"{key} is a group of keys, not a key (got {value!r}); it has {', '.join(inside[:6])} ..."
+    if now := successor(key):
+        return f"there is no key {key!r} any more; it is {now!r} now (see docs/config.md)."
     # A right name in a wrong place is a commoner mistake than a misspelt one.
     same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     if 0 < len(same_leaf) <= 3:

@@ -10,10 +10,10 @@ from dinoengine.config.config import CfgNode as CN
 _C = CN()
 
 _C.TEST = CN()
-# Names in EVALUATOR_REGISTRY; each evaluates every dataset of DATASETS.TEST: "knn", "linear" (a grid of linear heads),
-# "logreg" (logistic regression), "label_free" (rank, spectrum and spread of the features, use of the prototypes; needs no
-# labels); for datasets with masks "segmentation" (linear probe) and "dense_knn"; for a classifier "classification" (top-1
-# and top-5 of its own head).
+# Names in EVALUATOR_REGISTRY; each evaluates every dataset of DATASETS.TEST that has the labels or masks it needs: "knn",
+# "linear" (a grid of linear heads), "logreg" (logistic regression), "label_free" (rank, spectrum and spread of the
+# features, use of the prototypes; needs no labels); for datasets with masks "segmentation" (linear probe) and "dense_knn";
+# for a classifier "classification" (top-1 and top-5 of its own head).
 _C.TEST.EVALUATORS = ("knn",)
 # Iterations between evaluations; 0: only at the end. Does not change results.
 _C.TEST.EVAL_PERIOD = 0

@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MODEL.DDP.FIND_UNUSED_PARAMETERS", FREE, "how processes work together"),
     Rule("DATALOADER.NUM_WORKERS", FREE, "samples, crops and masks belong to positions, not to workers"),
     Rule("DATALOADER.PREFETCH_FACTOR", FREE, "samples, crops and masks belong to positions, not to workers"),
+    Rule("DATALOADER.MAX_BAD_IMAGE_SHARE", FREE, "when the run ends"),
     Rule("INPUT.TEST.*", FREE, "evaluation"),
     Rule("DATASETS.TEST", FREE, "evaluation"),
     Rule("TEST.*", FREE, "evaluation"),
@@ -109,6 +110,7 @@ RULES: tuple[Rule, ...] = (
     Rule("INPUT.SOLARIZE.*", REFUSED, _DATA),
     Rule("INPUT.MASK.*", REFUSED, _DATA),
     Rule("DATASETS.TRAIN", REFUSED, _DATA),
+    Rule("DATALOADER.MAX_IMAGE_PIXELS", REFUSED, _DATA),  # which images are replaced
     Rule(
         "SOLVER.IMS_PER_BATCH",
         REFUSED,

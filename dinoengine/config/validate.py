@@ -59,6 +59,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "INPUT.TEST.RESIZE_PX": (0, float("inf"), True),
     "DATALOADER.NUM_WORKERS": (0, float("inf"), True),
     "DATALOADER.PREFETCH_FACTOR": (1, float("inf"), True),
+    "DATALOADER.MAX_IMAGE_PIXELS": (1, 178956970, True),
+    "DATALOADER.MAX_BAD_IMAGE_SHARE": (0, 1, True),
     "SOLVER.IMS_PER_BATCH": (1, float("inf"), True),
     "SOLVER.NUM_MICRO_BATCHES": (1, float("inf"), True),
     "SOLVER.MAX_ITER": (1, float("inf"), True),
@@ -77,7 +79,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "SOLVER.NON_FINITE_MAX_SKIPS": (0, float("inf"), True),
     "SOLVER.REFERENCE_WORLD_SIZE": (0, float("inf"), True),
     "SOLVER.CHECKPOINT_PERIOD": (0, float("inf"), True),
+    "SOLVER.CHECKPOINT_MINUTES": (0, float("inf"), True),
     "SOLVER.CHECKPOINT_MAX_TO_KEEP": (0, float("inf"), True),
+    "SOLVER.CHECKPOINT_KEEP_EVERY": (0, float("inf"), True),
     "COLLAPSE_GUARD.GRACE_ITERS": (-1, float("inf"), True),
     "COLLAPSE_GUARD.PATIENCE": (1, float("inf"), True),
     "LOG.PROFILE_START_ITER": (0, float("inf"), True),
@@ -95,6 +99,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.FORMAT": ("RGB", "L"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
+    "SOLVER.CHECKPOINT_ON_ERROR": ("stop", "continue"),
     "COLLAPSE_GUARD.ACTION": ("off", "warn", "stop", "rollback"),
 }
 
@@ -323,6 +328,12 @@ def _warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} >= SOLVER.MAX_ITER {total}: the LR never reaches its peak."
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         yield "SOLVER.AMP.ENABLED on the CPU: most CPUs are slower in bf16 than in fp32; measure, or set it to False."
+    period, keep_every = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP_EVERY
+    if keep_every and (not period or keep_every % period):
+        yield (
+            f"SOLVER.CHECKPOINT_KEEP_EVERY {keep_every} is no multiple of SOLVER.CHECKPOINT_PERIOD {period}: many of the "
+            "checkpoints to be kept are never written."
+        )
     if not _is_classifier(cfg):
         yield from _pretraining_warnings(cfg)
 

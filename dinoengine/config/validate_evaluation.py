@@ -74,6 +74,8 @@ def problems(cfg: CfgNode) -> Iterator[str]:
     for name in cfg.TEST.BASELINES:
         if name not in ("pixels", "untrained"):
             yield f"TEST.BASELINES takes 'pixels' and 'untrained'; got {name!r}."
+    if len(set(cfg.TEST.EVALUATORS)) < len(cfg.TEST.EVALUATORS):
+        yield f"TEST.EVALUATORS {cfg.TEST.EVALUATORS} names an evaluator twice; name each once."
     if cfg.TEST.EVAL_PERIOD > 0 and not cfg.DATASETS.TEST:
         yield "TEST.EVAL_PERIOD > 0 needs a dataset in DATASETS.TEST."
     if cfg.TEST.EVAL_AT_START and not cfg.DATASETS.TEST:

@@ -9,10 +9,12 @@ from dinoengine.data.catalog import (
 )
 from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
 from dinoengine.data.datasets import VOC2007, Digits, FashionMNIST, ImageFolder, MaskFolder, Synthetic
+from dinoengine.data.decode import UnreadableImageError
 from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
 from dinoengine.data.single_crop import SingleCrop
+from dinoengine.data.streams import LabelledStream, TrainingStream
 
 __all__ = [
     "AUGMENTATION_REGISTRY",
@@ -28,6 +30,7 @@ __all__ = [
     "ImageDataset",
     "ImageFolder",
     "InferenceSampler",
+    "LabelledStream",
     "MaskFolder",
     "MaskPlan",
     "MetadataCatalog",
@@ -37,6 +40,8 @@ __all__ = [
     "Synthetic",
     "TensorRow",
     "TrainingSampler",
+    "TrainingStream",
+    "UnreadableImageError",
     "build_dataset",
     "build_datasets",
     "build_mask_train_loader",

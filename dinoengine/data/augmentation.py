@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dinoengine.config import CfgNode, configurable
+from dinoengine.data.decode import to_format
 from dinoengine.utils.registry import Registry
 
 AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
@@ -210,23 +211,6 @@ class CenterCropTransform:
         if size != [image.height, image.width]:
             image = F.resize(image, size, interpolation)
         return F.center_crop(image, [rows, columns])
-
-
-def to_format(image: Any, image_format: str) -> Any:
-    """Convert a PIL image to "RGB" or "L"; transparent pixels are laid on black, 16-bit greys scaled to 8 bit."""
-    has_transparency = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    if image.mode == image_format and not has_transparency:
-        return image
-    if image.mode.startswith("I;16") or image.mode == "I":
-        from PIL import Image
-
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    elif has_transparency:
-        from PIL import Image
-
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert(image_format)
 
 
 def pil_to_tensor(image: Any) -> Tensor:

@@ -12,52 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from dinoengine.config import CfgNode
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransform
 from dinoengine.data.catalog import build_datasets
-from dinoengine.data.collate import CropSample, LabelledImage, SSLCollate, collate_images
+from dinoengine.data.collate import LabelledImage, SSLCollate, collate_images
 from dinoengine.data.dataset import DataError, ImageDataset, require_labels
 from dinoengine.data.mask_crops import MaskCrop, MaskStream
 from dinoengine.data.masking import BlockMasking, MaskPlan
-from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
+from dinoengine.data.streams import NUM_REPLACEMENTS, LabelledStream, TrainingStream
 from dinoengine.utils import comm
-
-
-class TrainingStream(Dataset[CropSample]):
-    """position -> crops; a pure function of (seed, position), whatever worker is asked."""
-
-    def __init__(self, dataset: ImageDataset, sampler: TrainingSampler, augmentation: Any, seed: int) -> None:
-        self.dataset = dataset
-        self.sampler = sampler
-        self.augmentation = augmentation
-        self.seed = seed
-
-    def __getitem__(self, position: int) -> CropSample:
-        index = self.sampler.index_at(position)
-        try:
-            crops = self.augmentation(self.dataset.load(index), position_rng(self.seed, position, CROPS))
-        except Exception as error:
-            raise DataError(
-                f"Loading or augmenting {self.dataset.describe(index)} (position {position} of the stream) failed: {error}"
-            ) from error
-        return CropSample(position, *crops)
-
-
-class LabelledStream(Dataset[LabelledImage]):
-    """position -> one crop and its label; like the stream it is made of a pure function of (seed, position)."""
-
-    def __init__(self, stream: TrainingStream) -> None:
-        self.stream = stream
-        self.dataset: ImageDataset = stream.dataset
-
-    def __getitem__(self, position: int) -> LabelledImage:
-        sample = self.stream[position]
-        num_views = len(sample.global_crops) + len(sample.local_crops)
-        if num_views != 1:
-            raise DataError(
-                f"The augmentation made {num_views} views of an image, and a classifier is trained on one; set "
-                "INPUT.AUGMENTATION SingleCrop."
-            )
-        index = self.stream.sampler.index_at(position)
-        return LabelledImage(sample.global_crops[0], self.dataset.label(index), index)
 
 
 class EvaluationImages(Dataset[LabelledImage]):
@@ -97,12 +58,19 @@ def build_mask_plan(cfg: CfgNode) -> MaskPlan | None:
 
 
 def build_train_loader(
-    cfg: CfgNode, start_iter: int = 0, *, rank: int | None = None, world_size: int | None = None
+    cfg: CfgNode,
+    start_iter: int = 0,
+    *,
+    rank: int | None = None,
+    world_size: int | None = None,
+    replace_bad_images: bool = False,
 ) -> DataLoader[Any]:
     """An endless loader of SSLBatch, for a classifier of ImageBatch, beginning with the batch of iteration ``start_iter``.
 
     Args:
         rank, world_size: default to those of the process group.
+        replace_bad_images: an image that cannot be loaded is replaced and named in ``bad_images`` of its batch, which
+            somebody has to look at (``hooks.BadImageLog``); False: it is an error.
 
     Raises:
         ValueError, KeyError, FileNotFoundError: if a dataset cannot be made, the batch cannot be divided, SEED is -1, or a
@@ -111,11 +79,13 @@ def build_train_loader(
     if cfg.SEED < 0:
         raise ValueError(f"A training loader needs a seed >= 0, got SEED {cfg.SEED}; default_setup draws one for -1.")
     dataset = build_datasets(cfg.DATASETS.TRAIN)
+    dataset.limit_pixels(cfg.DATALOADER.MAX_IMAGE_PIXELS)
     num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     if num_classes:
         require_labels(dataset, num_classes, f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)}")
     sampler = TrainingSampler(len(dataset), cfg.SEED)
-    stream = TrainingStream(dataset, sampler, AUGMENTATION_REGISTRY.get(cfg.INPUT.AUGMENTATION)(cfg), cfg.SEED)
+    augmentation = AUGMENTATION_REGISTRY.get(cfg.INPUT.AUGMENTATION)(cfg)
+    stream = TrainingStream(dataset, sampler, augmentation, cfg.SEED, NUM_REPLACEMENTS if replace_bad_images else 0)
     batches = PositionBatches(
         cfg.SOLVER.IMS_PER_BATCH,
         rank=comm.get_rank() if rank is None else rank,
@@ -140,6 +110,7 @@ def build_test_loader(
     """
     strings = (dataset_strings,) if isinstance(dataset_strings, str) else tuple(dataset_strings)
     dataset = build_datasets(strings)
+    dataset.limit_pixels(cfg.DATALOADER.MAX_IMAGE_PIXELS)
     crop = cfg.INPUT.TEST.CROP_SIZE_PX
     transform = CenterCropTransform(cfg.INPUT.FORMAT, cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
     world_size = comm.get_world_size()
@@ -172,6 +143,7 @@ def build_mask_train_loader(
     Raises:
         ValueError: if the batch cannot be divided over the processes.
     """
+    dataset.limit_pixels(cfg.DATALOADER.MAX_IMAGE_PIXELS)
     size = cfg.INPUT.TEST.CROP_SIZE_PX
     crop = MaskCrop(
         cfg.INPUT.FORMAT,

@@ -9,25 +9,30 @@ import torch
 from torch import Tensor
 
 from dinoengine.data.masking import MaskPlan
-from dinoengine.structures import ImageBatch, SSLBatch
+from dinoengine.structures import BadImage, ImageBatch, SSLBatch
 
 
 class CropSample(NamedTuple):
-    """The crops of one image: G tensors [C, H, W] and L tensors [C, h, w], and its position in the stream."""
+    """The crops of one image: G tensors [C, H, W] and L tensors [C, h, w], its position in the stream, its index in the
+    dataset, and the images it replaces."""
 
     position: int
+    image_index: int
     global_crops: list[Tensor]
     local_crops: list[Tensor]
+    bad_images: tuple[BadImage, ...] = ()
 
 
 @dataclass
 class LabelledImage:
-    """One crop of an image [C, H, W], its label (None without labels), its index in the dataset, its mask [H, W] if any."""
+    """One crop of an image [C, H, W], its label (None without labels), its index in the dataset, its mask [H, W] if any,
+    and the images it replaces."""
 
     image: Tensor
     label: int | None
     index: int
     mask: Tensor | None = None
+    bad_images: tuple[BadImage, ...] = ()
 
 
 class SSLCollate:
@@ -59,6 +64,7 @@ class SSLCollate:
             positions=torch.tensor(positions, dtype=torch.int64),
             num_global_views=num_global,
             num_local_views=num_local,
+            bad_images=tuple(bad for s in samples for bad in s.bad_images),
         )
 
 
@@ -72,4 +78,5 @@ def collate_images(samples: list[LabelledImage]) -> ImageBatch:
         labels=torch.tensor(labels, dtype=torch.int64) if has_labels else None,
         indices=torch.tensor([s.index for s in samples], dtype=torch.int64),
         masks=torch.stack(masks) if len(masks) == len(samples) else None,
+        bad_images=tuple(bad for s in samples for bad in s.bad_images),
     )

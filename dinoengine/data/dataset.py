@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dinoengine.data.decode import MAX_IMAGE_PIXELS
 from dinoengine.structures import Sample
 
 
@@ -31,11 +32,13 @@ class ImageDataset(abc.ABC):
         multi_label_class_names: name of each class 0..n-1 where an image may show several; None otherwise. Such a dataset
             is multi-label: it has no ``class_names``.
         mask_class_names: name of each class 0..n-1 that a pixel may have; None without masks.
+        max_image_pixels: what a dataset that decodes files gives to ``decode.read_image``.
     """
 
     class_names: list[str] | None = None
     multi_label_class_names: list[str] | None = None
     mask_class_names: list[str] | None = None
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -65,9 +68,17 @@ class ImageDataset(abc.ABC):
         """
         return None
 
+    def path(self, index: int) -> str | None:
+        """The file that holds the image at ``index`` and nothing else; None where there is no such file."""
+        return None
+
     def describe(self, index: int) -> str:
         """Where this image comes from, for messages: a path or ``digits[17]``."""
         return f"{type(self).__name__}[{index}]"
+
+    def limit_pixels(self, max_image_pixels: int) -> None:
+        """Refuse images of more pixels. A dataset made of others passes it on to them."""
+        self.max_image_pixels = max_image_pixels
 
     @property
     def has_labels(self) -> bool:
@@ -117,9 +128,17 @@ class ConcatImageDataset(ImageDataset):
         dataset, inner = self._locate(index)
         return dataset.load_mask(inner) if self.mask_class_names is not None else None
 
+    def path(self, index: int) -> str | None:
+        dataset, inner = self._locate(index)
+        return dataset.path(inner)
+
     def describe(self, index: int) -> str:
         dataset, inner = self._locate(index)
         return dataset.describe(inner)
+
+    def limit_pixels(self, max_image_pixels: int) -> None:
+        for dataset in self.datasets:
+            dataset.limit_pixels(max_image_pixels)
 
 
 def require_labels(dataset: ImageDataset, num_classes: int, which: str) -> None:

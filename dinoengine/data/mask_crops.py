@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dinoengine.data.augmentation import pil_to_tensor, to_format
+from dinoengine.data.augmentation import pil_to_tensor
 from dinoengine.data.collate import LabelledImage
 from dinoengine.data.dataset import DataError, ImageDataset
+from dinoengine.data.decode import to_format
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.samplers import TrainingSampler
 from dinoengine.structures import IGNORE

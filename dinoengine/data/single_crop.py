@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from dinoengine.config import CfgNode, configurable
-from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, draw_crop_box, pil_to_tensor, to_format
+from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, draw_crop_box, pil_to_tensor
+from dinoengine.data.decode import to_format
 
 
 @AUGMENTATION_REGISTRY.register()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from dinoengine.checkpoint import CheckpointWriteError
 from dinoengine.config import CfgNode, ConfigError
 from dinoengine.data import DataError
 from dinoengine.engine.classifier_trainer import trainer_class_of
@@ -33,13 +34,20 @@ logger = logging.getLogger(__name__)
 EXIT_PAUSED = 75
 
 
-def run_command(trainer_class: type[DefaultTrainer] | None = None, argv: Sequence[str] | None = None) -> Any:
+def run_command(
+    trainer_class: type[DefaultTrainer] | None = None,
+    argv: Sequence[str] | None = None,
+    *,
+    prepare: Callable[[DefaultTrainer], None] | None = None,
+) -> Any:
     """Parse the command line, start the processes, train or evaluate.
 
     Args:
         trainer_class: your subclass; importable, as spawned processes import it. None: the one that the config asks for
             (``trainer_class_of``).
         argv: words of the command line; None: those of this process.
+        prepare: called with the trainer of each process before it loads its checkpoint, e.g. to register hooks;
+            importable as well.
 
     Returns:
         The results, when there is one process; None when processes were spawned.
@@ -54,14 +62,17 @@ def run_command(trainer_class: type[DefaultTrainer] | None = None, argv: Sequenc
     return launch(
         train_or_evaluate,
         *where,
-        args=(cfg, args, trainer_class),
+        args=(cfg, args, trainer_class, prepare),
         device=cfg.MODEL.DEVICE,
         timeout=timedelta(seconds=args.dist_timeout),
     )
 
 
 def train_or_evaluate(
-    cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None = None
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    trainer_class: type[DefaultTrainer] | None = None,
+    prepare: Callable[[DefaultTrainer], None] | None = None,
 ) -> dict[str, Any]:
     """What each process of a run does. A training holds the lock of its OUTPUT_DIR until it ends."""
     setup_logger(distributed_rank=comm.get_rank())
@@ -77,7 +88,7 @@ def train_or_evaluate(
             cfg = default_setup(cfg, args)
         if took_over:
             logger.warning(took_over)
-        return _evaluate(cfg, args, trainer_class) if args.eval_only else _train(cfg, args, trainer_class)
+        return _evaluate(cfg, args, trainer_class) if args.eval_only else _train(cfg, args, trainer_class, prepare)
     finally:
         lock.release()
 
@@ -85,6 +96,7 @@ def train_or_evaluate(
 def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None) -> dict[str, Any]:
     trainer_class = trainer_class or trainer_class_of(cfg)
     with exit_on_user_error():
+        trainer_class.check_evaluation(cfg)  # before a large model is built and its weights are read
         model = trainer_class.build_model(cfg)
         weights = load_weights_for_evaluation(cfg, model, resume=args.resume)
         results = trainer_class.test(cfg, model)
@@ -93,16 +105,23 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Defaul
     return results
 
 
-def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None) -> dict[str, Any]:
+def _train(
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    trainer_class: type[DefaultTrainer] | None,
+    prepare: Callable[[DefaultTrainer], None] | None,
+) -> dict[str, Any]:
     trainer_class = trainer_class or trainer_class_of(cfg)
     with exit_on_user_error():
         trainer = trainer_class(cfg)
+        if prepare is not None:
+            prepare(trainer)
         trainer.resume_or_load(resume=args.resume, fork_from=args.fork_from)
     if args.resume:  # a finished run keeps the config it had
         trainer.register_hooks([CallbackHook(before_train=lambda _: save_config(cfg))])
     if args.time_budget:
         trainer.register_hooks([TimeBudget(args.started + args.time_budget, "--time-budget")])
-    with exit_on_user_error(DataError, ConfigError, CollapseError):
+    with exit_on_user_error(DataError, ConfigError, CollapseError, CheckpointWriteError):
         results = trainer.train()
     if trainer.pause_reason:
         logger.info("The run is not finished; --resume goes on with it (exit code %d).", EXIT_PAUSED)

@@ -79,8 +79,7 @@ class DefaultTrainer(SimpleTrainer):
             setup_logger(distributed_rank=comm.get_rank())
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         data_loader = self.build_train_loader(cfg)  # first: a wrong path is found before the model is built
-        for dataset in cfg.DATASETS.TEST:  # and what only the evaluation needs, before hours of training
-            self.build_evaluator(cfg, dataset)
+        self.check_evaluation(cfg)  # and what only the evaluation needs, before hours of training
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         super().__init__(
@@ -106,6 +105,7 @@ class DefaultTrainer(SimpleTrainer):
             strict=cfg.MODEL.WEIGHTS_STRICT,
             metadata={"config": cfg.dump()},
             before_load=check_before_resume(cfg),
+            on_error=cfg.SOLVER.CHECKPOINT_ON_ERROR,
             trainer=self,
         )
         self.last_results: dict[str, Any] = {}
@@ -239,12 +239,19 @@ class DefaultTrainer(SimpleTrainer):
         best = hooks.BestCheckpointer(self.checkpointer, cfg.TEST.BEST_METRIC, cfg.TEST.BEST_METRIC_MODE)
         patience = cfg.TEST.EARLY_STOPPING_PATIENCE
         checkpointing = hooks.PeriodicCheckpointer(
-            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
+            self.checkpointer,
+            cfg.SOLVER.CHECKPOINT_PERIOD,
+            cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP,
+            keep_every=cfg.SOLVER.CHECKPOINT_KEEP_EVERY,
+            minutes=cfg.SOLVER.CHECKPOINT_MINUTES,
+            check_period=cfg.LOG.PERIOD,
+            background=cfg.SOLVER.CHECKPOINT_IN_BACKGROUND,
         )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.scheduler),
             hooks.NonFiniteGuard(cfg.SOLVER.NON_FINITE_MAX_SKIPS),
+            hooks.BadImageLog(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.MAX_BAD_IMAGE_SHARE),
             hooks.TorchProfiler(cfg.LOG.PROFILE_START_ITER, cfg.LOG.PROFILE_END_ITER, cfg.OUTPUT_DIR)
             if profile
             else None,
@@ -304,8 +311,9 @@ class DefaultTrainer(SimpleTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """An endless loader of SSLBatch; its ``batch_sampler.start_iter`` is set when a run is resumed."""
-        return build_train_loader(cfg)
+        """An endless loader of SSLBatch; its ``batch_sampler.start_iter`` is set when a run is resumed, and the images that
+        it replaces are counted."""
+        return build_train_loader(cfg, replace_bad_images=cfg.DATALOADER.MAX_BAD_IMAGE_SHARE > 0)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset: str) -> Any:
@@ -315,6 +323,16 @@ class DefaultTrainer(SimpleTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset)
+
+    @classmethod
+    def check_evaluation(cls, cfg: CfgNode) -> None:
+        """See that every dataset of DATASETS.TEST suits the evaluators; nothing is read but names and labels.
+
+        Raises:
+            ValueError, KeyError, FileNotFoundError: if one does not, or is not there.
+        """
+        for dataset in cfg.DATASETS.TEST:
+            cls.build_evaluator(cfg, dataset)
 
     @classmethod
     def test(

@@ -11,6 +11,7 @@ from torch import nn
 
 from dinoengine.config import CfgNode
 from dinoengine.data import CenterCropTransform
+from dinoengine.data.decode import read_image
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.engine.setup import fit_config_to_weights, load_weights_for_evaluation
 from dinoengine.evaluation import inference_context
@@ -41,6 +42,7 @@ class DefaultPredictor:
         load_weights_for_evaluation(cfg, model, resume=False)
         self.model: nn.Module = model.feature_model()  # type: ignore[operator]
         crop = cfg.INPUT.TEST.CROP_SIZE_PX
+        self.max_image_pixels = cfg.DATALOADER.MAX_IMAGE_PIXELS
         self.transform = CenterCropTransform(cfg.INPUT.FORMAT, cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
 
     def __call__(self, image: Any) -> BackboneOutput:
@@ -53,14 +55,15 @@ class DefaultPredictor:
 
         Raises:
             TypeError: for an array of another type.
+            UnreadableImageError: for a file that cannot be used as an image.
         """
-        from PIL import Image
-
         if isinstance(image, (str, os.PathLike)):
-            image = Image.open(image)
+            image = read_image(os.fspath(image), self.max_image_pixels)
         elif isinstance(image, np.ndarray):
             if image.dtype != np.uint8:
                 raise TypeError(f"An image array must be uint8 (0..255), got {image.dtype}; scale and round it first.")
+            from PIL import Image
+
             image = Image.fromarray(image)
         device = next(self.model.parameters()).device
         with inference_context(self.model):

@@ -10,9 +10,9 @@ from typing import Any
 
 from dinoengine.config import CfgNode
 from dinoengine.engine.defaults import DefaultTrainer
-from dinoengine.evaluation import flatten_results_dict, results_table
+from dinoengine.evaluation import flatten_results_dict, results_tables
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class ReportingTrainer(DefaultTrainer):
     """DefaultTrainer that shows its final results in a table per dataset and keeps them.
 
     Attributes:
-        model_name: what the table calls the model: "trained teacher", or "teacher of FILE" where a file was evaluated.
+        model_name: what the tables call the model; "trained teacher", or "teacher" where a file was evaluated.
     """
 
     model_name = "model"
@@ -37,8 +37,7 @@ class ReportingTrainer(DefaultTrainer):
             tables = self.report(self.cfg, self.last_results)
             if comm.is_main_process():
                 content = {**self._results_of, "results": self.last_results, "tables": tables}
-                with atomic_write(self._results_path, "w") as file:
-                    json.dump(content, file, indent=1)
+                write_json(self._results_path, content)
         self._say_where()
 
     def results_of_finished_run(self) -> dict[str, Any]:
@@ -84,7 +83,7 @@ class ReportingTrainer(DefaultTrainer):
 
     @classmethod
     def report(cls, cfg: CfgNode, results: dict[str, Any], weights: str = "") -> dict[str, Rows]:
-        """Log a table per dataset: the results, after what they are to be compared with.
+        """Log the tables of each dataset: the results, beside what they are to be compared with.
 
         Args:
             results: what ``test`` returned.
@@ -94,15 +93,15 @@ class ReportingTrainer(DefaultTrainer):
             dataset -> feature or model -> metric -> value.
         """
         tables = {dataset: rows.copy() for dataset, rows in cls.baselines(cfg).items()}
-        row = f"{cls.model_name} of {weights}" if weights else f"trained {cls.model_name}"
+        row = cls.model_name if weights else f"trained {cls.model_name}"
         for dataset in cfg.DATASETS.TEST:
             tables.setdefault(dataset, {})[row] = flatten_results_dict(of_dataset(cfg, results, dataset))
-        _log_tables(tables)
+        _log_tables(tables, weights)
         return tables
 
     @classmethod
     def baselines(cls, cfg: CfgNode) -> dict[str, Rows]:
-        """dataset -> rows of the table above that of the model; none. Override to add some."""
+        """dataset -> what is shown before the model's results; none. Override to add some."""
         return {}
 
 
@@ -112,6 +111,7 @@ def of_dataset(cfg: CfgNode, results: dict[str, Any], dataset: str) -> dict[str,
     return part
 
 
-def _log_tables(tables: dict[str, Rows]) -> None:
+def _log_tables(tables: dict[str, Rows], weights: str = "") -> None:
+    of = f"\nWeights: {weights}" if weights else ""
     for dataset, rows in tables.items():
-        logger.info("Results on %s (accuracies in percent):\n%s", dataset, results_table(rows))
+        logger.info("Results on %s%s\n\n%s\n", dataset, of, results_tables(rows))

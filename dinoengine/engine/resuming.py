@@ -136,8 +136,7 @@ def fork_run(trainer: DefaultTrainer, source: str) -> int:
     iteration = int(reader.load(path)["iteration"])
     output_dir = trainer.cfg.OUTPUT_DIR
     comm.on_main_process(lambda: _record_fork(output_dir, path, iteration, changes))
-    trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-    comm.synchronize()
+    trainer.checkpointer.save(f"model_{iteration:07d}", required=True, iteration=iteration)
     return iteration + 1
 
 

@@ -15,16 +15,18 @@ from typing import Any
 
 import torch
 
-from dinoengine.checkpoint import Checkpointer, CheckpointError
+from dinoengine.checkpoint import Checkpointer, CheckpointError, resumable
 from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_same_backbone, say_assumed_heads
 from dinoengine.checkpoint.files import read_content
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.weights import Weights
-from dinoengine.config import CfgNode, ConfigError, read_cfg, validate
+from dinoengine.config import CfgNode, ConfigError, key_origins, read_cfg, validate
+from dinoengine.config.config import flatten
 from dinoengine.data import DataError
 from dinoengine.engine.hooks import parse_duration
 from dinoengine.engine.launch import DEFAULT_TIMEOUT, under_torchrun
 from dinoengine.engine.resuming import CONFIG_FILE, checkpoint_to_fork, saved_config
+from dinoengine.evaluation import check_evaluator_names
 from dinoengine.modeling import VisionTransformer
 from dinoengine.solver import scale_config_to_world_size
 from dinoengine.utils import comm
@@ -35,6 +37,8 @@ from dinoengine.utils.logger import setup_logger
 logger = logging.getLogger(__name__)
 
 _SECONDS_FOR_RANK_0 = 3
+# Flags by the names that forks of the published DINOv2 training give them.
+_FLAGS_FOR_KEYS = {"save-frequency": "SOLVER.CHECKPOINT_PERIOD", "max-to-keep": "SOLVER.CHECKPOINT_MAX_TO_KEEP"}
 
 _EPILOG = """
 Overrides are PATH.KEY VALUE or PATH.KEY=VALUE and may stand before or after flags. Examples:
@@ -104,6 +108,8 @@ def default_argument_parser() -> argparse.ArgumentParser:
         help="how long processes wait for one that is stuck before the run fails (default: 30m)",
     )
     parser.set_defaults(started=time.monotonic())
+    for flag, key in _FLAGS_FOR_KEYS.items():
+        parser.add_argument(f"--{flag}", type=int, default=None, metavar="N", help=f"the same as {key} N")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     return parser
 
@@ -123,7 +129,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         ConfigError: names every problem.
     """
+    setup_logger(distributed_rank=process_rank())
     cfg = read_cfg(args.config_file, args.opts)
+    _merge_flags(cfg, args)
     if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise ConfigError(
             "--num-machines",
@@ -142,9 +150,29 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.DEVICE, args.num_gpus = resolve_device(cfg.MODEL.DEVICE, args.num_gpus)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
     for warning in validate(scale_config_to_world_size(cfg, world_size), world_size, training=not args.eval_only):
-        setup_logger(distributed_rank=process_rank()).warning(warning)
+        logger.warning(warning)
+    check_evaluator_names(cfg)
     cfg.freeze()
     return cfg
+
+
+def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Set the keys that flags stand for.
+
+    Raises:
+        ConfigError: if a flag and an override say different things.
+    """
+    origins = key_origins(cfg, overrides=args.opts)
+    for flag, key in _FLAGS_FOR_KEYS.items():
+        value = getattr(args, flag.replace("-", "_"))
+        if value is None:
+            continue
+        said = dict(flatten(cfg))[key]
+        if origins[key] == "command line" and said != value:
+            raise ConfigError(
+                f"--{flag}", [f"{value} and the override {key} {said} are one setting; give one of them."]
+            )
+        cfg.merge_from_list([key, value])
 
 
 def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False, fork_from: str = "") -> None:
@@ -155,7 +183,7 @@ def fit_config_to_weights(cfg: CfgNode, *, resume: bool = False, fork_from: str 
             is not known is left to loading: it may be a checkpoint of this very model.
         ConfigError: if the config builds another backbone than that of MODEL.WEIGHTS; gives the values to set.
     """
-    is_resumed = resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    is_resumed = resume and bool(resumable(cfg.OUTPUT_DIR))
     goes_on_from = cfg.OUTPUT_DIR if is_resumed else ""
     if fork_from and not is_resumed:
         goes_on_from = os.path.dirname(checkpoint_to_fork(fork_from))

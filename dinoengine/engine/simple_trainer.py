@@ -28,7 +28,7 @@ from dinoengine.engine.optimizer_state import load_optimizer_state, optimizer_st
 from dinoengine.engine.parallel import unwrap_model
 from dinoengine.engine.train_loop import TrainerBase, require_parts
 from dinoengine.solver.clipping import clip_grad_norms_
-from dinoengine.structures import LossTerm, LossTerms
+from dinoengine.structures import BadImage, LossTerm, LossTerms
 from dinoengine.utils import comm
 from dinoengine.utils.env import seed_step_rng
 
@@ -53,6 +53,7 @@ class SimpleTrainer(TrainerBase):
         flags: what this rank wishes or has seen, by name; hooks add entries in ``before_train``, the same on all ranks.
         agreed_flags: those of any rank, as of the finite check of the last step. That check is a reduction anyway, so an
             agreement costs no collective of its own.
+        bad_images: those that were replaced on this rank, each with its iteration, until ``hooks.BadImageLog`` takes them.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class SimpleTrainer(TrainerBase):
         self.step_skipped = False
         self.flags: dict[str, bool] = {}
         self.agreed_flags: dict[str, bool] = {}
+        self.bad_images: list[tuple[int, BadImage]] = []
         self.last_losses: dict[str, Tensor] = {}
         self._data_iterator: Iterator[Any] | None = None
         self._pending_metrics: list[tuple[int, dict[str, Tensor], dict[str, Tensor], float]] = []
@@ -130,6 +132,7 @@ class SimpleTrainer(TrainerBase):
         start = time.perf_counter()
         batch = self._next_batch()
         data_time = time.perf_counter() - start
+        self.bad_images += [(self.iter, bad) for bad in getattr(batch, "bad_images", ())]
         if self.seed is not None:  # after the batch: starting a loader draws from the generator too
             seed_step_rng(self.seed, self.iter, comm.get_rank())
 
@@ -260,6 +263,8 @@ class SimpleTrainer(TrainerBase):
             for role, row in (("loss", losses), ("metric", metrics)):
                 for name in row:
                     self.storage.put_scalar(name, next(values), cur_iter=iteration, role=role)
+        for hook in self._hooks:
+            hook.after_flush()
 
     def after_train(self, error: BaseException | None = None) -> None:
         # After an error the ranks may stand in different iterations: a collective here could hang.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -11,7 +12,7 @@ from dinoengine.engine import hooks
 from dinoengine.engine.hooks.collapse_symptoms import Scales
 from dinoengine.engine.reporting import ReportingTrainer, Rows, of_dataset
 from dinoengine.engine.train_loop import HookBase
-from dinoengine.evaluation import flatten_results_dict, match_label_sets, pixel_knn_accuracy
+from dinoengine.evaluation import UnsuitableTestSetError, flatten_results_dict, match_label_sets, pixel_knn_accuracy
 from dinoengine.solver import build_teacher_schedules
 from dinoengine.utils import comm
 
@@ -63,10 +64,11 @@ class SSLTrainer(ReportingTrainer):
         for dataset in cfg.DATASETS.TEST:
             rows = tables[dataset] = {}
             if "pixels" in cfg.TEST.BASELINES and "knn" in cfg.TEST.EVALUATORS:
-                sets = match_label_sets(cfg, "knn", cfg.TEST.KNN.TRAIN, dataset, build_test_loader)
-                queries = build_test_loader(cfg, dataset)
-                pixels = pixel_knn_accuracy(cfg, sets.train_loader, queries, sets.train_labels)
-                rows["raw pixels"] = flatten_results_dict({"knn": pixels})
+                with contextlib.suppress(UnsuitableTestSetError):  # left out by k-NN as well
+                    sets = match_label_sets(cfg, "knn", cfg.TEST.KNN.TRAIN, dataset, build_test_loader)
+                    queries = build_test_loader(cfg, dataset)
+                    pixels = pixel_knn_accuracy(cfg, sets.train_loader, queries, sets.train_labels)
+                    rows["raw pixels"] = flatten_results_dict({"knn": pixels})
             if untrained is not None:
                 rows["untrained backbone"] = flatten_results_dict(of_dataset(cfg, untrained, dataset))
         return tables

@@ -53,6 +53,10 @@ class HookBase:
     def before_optimizer_step(self) -> None:
         """Gradients are clipped and checked; set ``trainer.skip_optimizer_step`` to leave the weights alone."""
 
+    def after_flush(self) -> None:
+        """Metrics of the last iterations have been brought together, on all ranks: for collectives that need not run at
+        every step. Before ``after_step`` of the last of them."""
+
     def after_step(self) -> None:
         """After each iteration."""
 
@@ -143,7 +147,9 @@ class TrainerBase:
                 self.paused = bool(self.pause_reason)
                 self.succeeded = not self.paused
             except Exception as e:
-                logger.error("Training stopped by an error in iteration %d: %s: %s", self.iter, type(e).__name__, e)
+                # On the console the error speaks for itself, as it goes on from here; log.txt would not have its text.
+                logger.error("Training stopped by an error in iteration %d (%s).", self.iter, type(e).__name__)
+                logger.debug("The error: %s", e)
                 error = e
                 raise
             except BaseException as e:

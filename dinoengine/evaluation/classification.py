@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset, require_labels
-from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
+from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory, UnsuitableTestSetError
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector
 from dinoengine.evaluation.label_sets import labels_by_name, require_single_label
@@ -100,8 +100,9 @@ def build_classification_evaluator(cfg: CfgNode, dataset: str, make_loader: Load
     Without DATASETS.TRAIN (an evaluation of weights that came without it) both must have the same order.
 
     Raises:
-        ValueError: if it is no classifier, the test set has no labels or is multi-label, the number of classes is another
-            than that of the head, or training and test set share no class.
+        UnsuitableTestSetError: if the test set has no labels, or is multi-label.
+        ValueError: if it is no classifier, the number of classes is another than that of the head, or training and test
+            set share no class.
     """
     num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     if not num_classes:
@@ -112,7 +113,9 @@ def build_classification_evaluator(cfg: CfgNode, dataset: str, make_loader: Load
     require_single_label(test_set, "classification", f"the test set {dataset!r}")
     test_names = test_set.class_names
     if test_names is None:
-        raise ValueError(f"The evaluator 'classification' needs labels, and the test set {dataset!r} has none.")
+        raise UnsuitableTestSetError(
+            f"The evaluator 'classification' needs labels, and the test set {dataset!r} has none."
+        )
     if not cfg.DATASETS.TRAIN:
         if len(test_names) != num_classes:
             raise ValueError(

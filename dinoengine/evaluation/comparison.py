@@ -59,7 +59,7 @@ def render(records: Mapping[str, Record]) -> str:
         one = next(iter(group.values()))
         title = f"Group {number} of {len(groups)}: {one['dataset']}, {one['num_images']} images"
         if number > 1:
-            lines = "".join(f"\n  {line}" for line in differences(first, one))
+            lines = "".join(f"\n  {line}" for line in differences(first, one, ("group 1", f"group {number}")))
             title += f"\nNot comparable with group 1:{lines}"
         blocks.append(f"{title}\n{_table(group)}")
     return "\n\n".join(blocks)
@@ -83,5 +83,9 @@ def _names(path: str, record: Record) -> tuple[str, str, str]:
     """(the folder of the run, what was evaluated, first digits of its hash)."""
     weights = record["weights"]
     run = os.path.dirname(os.path.dirname(path)) or "."
-    what = (weights["file"] or "no file") if weights["iteration"] is None else f"iteration {weights['iteration']}"
+    what = (
+        (weights["file"] or "untrained (no file)")
+        if weights["iteration"] is None
+        else f"iteration {weights['iteration']}"
+    )
     return run, what, weights["sha256"][:8]

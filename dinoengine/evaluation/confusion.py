@@ -10,6 +10,7 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.nn import functional as F
 
+from dinoengine.data import ImageDataset
 from dinoengine.evaluation.finite import FiniteCheck
 from dinoengine.structures import IGNORE
 from dinoengine.utils import comm
@@ -20,9 +21,13 @@ logger = logging.getLogger(__name__)
 class ConfusionMatrix:
     """Counts pixels by their class and by the answer, on all processes."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, dataset: ImageDataset | None = None) -> None:
+        """
+        Args:
+            dataset: names its images in messages.
+        """
         self._counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        self._finite = FiniteCheck()
+        self._finite = FiniteCheck(dataset, "scores")
 
     def add(self, scores: Tensor, masks: Tensor, indices: Tensor) -> None:
         """Answer with the class of the highest score, after bilinear interpolation to the size of the mask.

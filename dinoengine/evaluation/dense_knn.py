@@ -57,13 +57,19 @@ class DenseKNNEvaluator(DatasetEvaluator):
         self.memory_mib = memory_mib
         self._bank_classes: Tensor | None = None
         self._search: NeighbourSearch | None = None
-        self._confusion = ConfusionMatrix(sets.num_classes)
-        self._finite = FiniteCheck()
+        self._confusion = ConfusionMatrix(sets.num_classes, sets.test_set)
+        self._finite = FiniteCheck(sets.test_set)
 
     def prepare(self, model: nn.Module) -> None:
         """Sample the bank."""
         device = next(model.parameters()).device
-        bank = PatchBank(self.num_patches, self.sets.num_classes, seed=self.seed, balanced=self.balanced)
+        bank = PatchBank(
+            self.num_patches,
+            self.sets.num_classes,
+            seed=self.seed,
+            balanced=self.balanced,
+            dataset=self.sets.train_set,
+        )
         for batch in self.sets.train_loader:
             output = model(batch.images.to(device))
             masks = self.sets.relabelled(batch.masks.to(device))
@@ -76,8 +82,8 @@ class DenseKNNEvaluator(DatasetEvaluator):
         logger.info("Dense k-NN: a bank of %d patches of %d classes.", len(found), len(found.labels.unique()))
 
     def reset(self) -> None:
-        self._confusion = ConfusionMatrix(self.sets.num_classes)
-        self._finite = FiniteCheck()
+        self._confusion = ConfusionMatrix(self.sets.num_classes, self.sets.test_set)
+        self._finite = FiniteCheck(self.sets.test_set)
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         assert batch.masks is not None

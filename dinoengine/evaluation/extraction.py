@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dinoengine.config import CfgNode
-from dinoengine.data import ImageDataset, build_test_loader
+from dinoengine.data import build_test_loader
 from dinoengine.evaluation.feature_store import FeatureStore, StoreWriter, require_pyarrow
-from dinoengine.evaluation.finite import not_finite
+from dinoengine.evaluation.finite import FiniteCheck
 from dinoengine.evaluation.records import preprocessing, weights_sha256
 from dinoengine.modeling import FeatureModel
 from dinoengine.structures import BackboneOutput, ImageBatch
@@ -115,6 +115,8 @@ def extract_to_store(
     writer = StoreWriter(path, whole, settings, arrays, overwrite=overwrite)
     if writer.is_finished:
         logger.info("%s is complete already, with these settings.", path)
+        if parquet:
+            writer.add_parquet()
         return FeatureStore(path)
     try:
         images = writer.missing()
@@ -123,6 +125,13 @@ def extract_to_store(
         loader = build_test_loader(cfg, dataset, images=images)
         _fill(writer, model, loader, extraction, show_progress)
         writer.finish(parquet, weights_file=weights_file)
+    except BaseException:  # an interrupt above all
+        logger.warning(
+            "Not complete: %s keeps the rows done so far. The same command goes on from there, also with other processes "
+            "and batches; remove that folder if you do not want it.",
+            writer.folder,
+        )
+        raise
     finally:
         writer.close()
     logger.info("Features of %d images in %s: %s.", len(whole), path, _describe(shapes))
@@ -157,20 +166,15 @@ def _write_batch(writer: StoreWriter, model: FeatureModel, batch: ImageBatch, ex
     device = next(model.parameters()).device
     outputs = model.forward_last_blocks(batch.images.to(device), extraction.num_last_blocks)
     exact = {name: row.cpu() for name, row in extraction.rows(outputs).items()}
-    _require_finite(exact, batch.indices, writer.dataset, "")
     rows = {name: row.to(getattr(torch, extraction.dtype)) for name, row in exact.items()}
-    _require_finite(rows, batch.indices, writer.dataset, extraction.dtype)
+    too_large = f"They are too large for {extraction.dtype}; take float32, or normalize them."
+    for values, check in (
+        (exact, FiniteCheck(writer.dataset)),
+        (rows, FiniteCheck(writer.dataset, f"{extraction.dtype} features", too_large)),
+    ):
+        check.see(torch.cat([row.flatten(1) for row in values.values()], dim=1), batch.indices)
+        check.finish_here()
     writer.write(batch.indices.numpy(), {name: row.numpy() for name, row in rows.items()})
-
-
-def _require_finite(rows: dict[str, Tensor], indices: Tensor, dataset: ImageDataset, dtype: str) -> None:
-    """Names images of this batch; with ``dtype`` the rows were finite before they were rounded to it."""
-    bad = indices[~torch.stack([torch.isfinite(row).flatten(1).all(dim=1) for row in rows.values()]).all(0)].tolist()
-    if bad and dtype:
-        names = ", ".join(dataset.describe(i) for i in bad[:5])
-        raise ValueError(f"Features are too large for {dtype}, e.g. those of {names}; take float32, or normalize them.")
-    if bad:
-        raise ValueError(not_finite(bad, len(indices), dataset))
 
 
 def _row_shapes(model: FeatureModel, cfg: CfgNode, extraction: Extraction) -> dict[str, tuple[int, ...]]:

@@ -6,12 +6,15 @@ it is being written it has another name, so what exists under its own name is co
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import fcntl
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -21,7 +24,8 @@ import dinoengine
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.records import differing_settings, index_sha256
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import atomic_write, write_json
+from dinoengine.utils.registry import UnknownNameError
 
 META_FILE = "meta.json"
 INDEX_FILE = "index.jsonl"
@@ -29,6 +33,20 @@ PARQUET_FILE = "index.parquet"
 UNFINISHED_SUFFIX = ".unfinished"
 _SETTINGS_FILE = "settings.json"
 _DONE_FILE = "done.npy"
+
+
+class _Arrays(dict[str, "np.memmap[Any, Any]"]):
+    """Arrays of a store by kind of token; one that was not extracted is asked for often, and says how to get it."""
+
+    def __init__(self, path: str, names: Iterable[str]) -> None:
+        super().__init__({n: np.lib.format.open_memmap(os.path.join(path, f"{n}.npy"), mode="r") for n in names})
+        self._path = path
+
+    def __missing__(self, name: str) -> np.memmap[Any, Any]:
+        raise UnknownNameError(
+            f"{self._path} has no {name!r}; it has {', '.join(self)}. Extract again with other tokens into another folder, "
+            f"e.g. tools/extract_features.py --tokens {','.join(dict.fromkeys((*self, name)))}, whose --help lists them."
+        )
 
 
 class FeatureStore:
@@ -58,9 +76,7 @@ class FeatureStore:
             )
         with open(meta_path, encoding="utf-8") as file:
             self.meta: dict[str, Any] = json.load(file)
-        self.features: dict[str, np.memmap[Any, Any]] = {
-            name: np.lib.format.open_memmap(os.path.join(path, f"{name}.npy"), mode="r") for name in self.meta["arrays"]
-        }
+        self.features: dict[str, np.memmap[Any, Any]] = _Arrays(path, self.meta["arrays"])
         with open(os.path.join(path, INDEX_FILE), encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         self.names: list[str] = [row["name"] for row in rows]
@@ -105,6 +121,7 @@ class StoreWriter:
         Raises:
             ValueError: if features with other settings are there, finished or not (says what differs), or something else,
                 or another run is writing them.
+            OSError: if the disk has no room for them.
         """
         self.path, self.dataset = path, dataset
         self.folder = unfinished_path(path)
@@ -113,11 +130,11 @@ class StoreWriter:
         if comm.get_local_size() != comm.get_world_size():
             raise ValueError("Features are written by processes of one machine, which share its memory of the files.")
         self._lock: IO[str] | None = None
-        # Decided by one process and raised by all, or the others would wait for it.
-        problem = comm.broadcast_object(self._prepare(overwrite) if comm.is_main_process() else None)
-        if problem:
+        try:
+            comm.on_main_process(lambda: self._prepare_or_explain(overwrite))
+        except BaseException:
             self.close()
-            raise ValueError(problem)
+            raise
         self.is_finished = os.path.exists(path)
         if not self.is_finished:
             self._arrays = {name: self._open(f"{name}.npy") for name in arrays}
@@ -127,38 +144,56 @@ class StoreWriter:
     def _open(self, name: str) -> np.memmap[Any, Any]:
         return np.lib.format.open_memmap(os.path.join(self.folder, name), mode="r+")
 
-    def _prepare(self, overwrite: bool) -> str:
-        """Make or find the unfinished folder; returns why it cannot be used, or ""."""
+    def _prepare_or_explain(self, overwrite: bool) -> None:
+        """``_prepare``, with the advice that an error of the file system lacks."""
+        try:
+            self._prepare(overwrite)
+        except OSError as error:
+            if error.strerror is None:  # one of ours
+                raise
+            where = os.path.dirname(os.path.abspath(self.path))
+            raise ValueError(
+                f"The features cannot be written to {self.path}: {error.strerror} ({error.filename or where}). Name a "
+                f"place in a folder that you may write to and that has space, or change {where}."
+            ) from error
+
+    def _prepare(self, overwrite: bool) -> None:
+        """Make or find the unfinished folder (ValueError: it cannot be used)."""
         for path, file in ((self.path, META_FILE), (self.folder, _SETTINGS_FILE)):
             if not os.path.lexists(path):
                 continue
             if path == self.folder and not self._take_lock():
-                return f"Another run is writing {path} now; wait for it, or end its processes."
+                raise ValueError(f"Another run is writing {path} now; wait for it, or end its processes.")
             settings_path = os.path.join(path, file)
             there = _settings_in(settings_path)
             if there is None:
-                return f"{path} exists and holds no features; name another place."
+                raise ValueError(f"{path} exists and holds no features; name another place.")
             if overwrite:
                 shutil.rmtree(path)
                 continue
             if different := differing_settings({key: there.get(key) for key in self.settings}, self.settings):
                 lines = "\n  ".join(different)
-                return (
+                raise ValueError(
                     f"{path} holds features made with other settings (there, and now):\n  {lines}\n"
                     "Name another place, or replace them (--overwrite)."
                 )
-            return ""
+            return
         # Under a third name until it is complete: a folder with half of its files would be taken for a resumable one.
         fresh = self.folder + ".new"
         shutil.rmtree(fresh, ignore_errors=True)
         os.makedirs(fresh)
         arrays = {f"{name}.npy": (a["shape"], a["dtype"]) for name, a in self.settings["arrays"].items()}
-        for name, (shape, dtype) in {**arrays, _DONE_FILE: ([len(self.dataset)], "bool")}.items():
-            np.lib.format.open_memmap(os.path.join(fresh, name), mode="w+", dtype=dtype, shape=tuple(shape)).flush()
-        with atomic_write(os.path.join(fresh, _SETTINGS_FILE), "w") as opened:
-            json.dump(self.settings, opened, indent=1)
+        arrays[_DONE_FILE] = ([len(self.dataset)], "bool")
+        num_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
+        with _room_for(num_bytes, fresh):
+            for name, (shape, dtype) in arrays.items():
+                array = os.path.join(fresh, name)
+                np.lib.format.open_memmap(array, mode="w+", dtype=dtype, shape=tuple(shape)).flush()
+                _allocate(array)
+        write_json(os.path.join(fresh, _SETTINGS_FILE), self.settings)
         os.rename(fresh, self.folder)
-        return "" if self._take_lock() else f"Another run has just begun to write {self.folder}."
+        if not self._take_lock():
+            raise ValueError(f"Another run has just begun to write {self.folder}.")
 
     def _take_lock(self) -> bool:
         """Whether no other run writes; it may have survived the command that started it. The lock ends with the process."""
@@ -200,6 +235,11 @@ class StoreWriter:
         self._done.flush()
         self._written = []
 
+    def add_parquet(self) -> None:
+        """The index of a finished store as a table, for a store that was written without; every process calls it."""
+        if not os.path.exists(os.path.join(self.path, PARQUET_FILE)):
+            comm.on_main_process(lambda: _write_parquet(index_rows(self.dataset), self.path))
+
     def finish(self, parquet: bool = False, **more: Any) -> None:
         """Write the index and ``meta.json`` and give the store its name; every process calls it after its last row.
 
@@ -212,28 +252,57 @@ class StoreWriter:
         """
         self.flush()
         comm.synchronize()
-        if comm.is_main_process():
-            if not self._done.all():
-                raise RuntimeError(f"{int((~self._done).sum())} rows were never written; run the extraction again.")
-            rows = index_rows(self.dataset)
-            with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            if parquet:
-                _write_parquet(rows, os.path.join(self.folder, PARQUET_FILE))
-            meta = {
-                **self.settings,
-                **more,
-                "class_names": self.dataset.class_names,
-                "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
-                "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            }
-            with atomic_write(os.path.join(self.folder, META_FILE), "w") as file:
-                json.dump(meta, file, indent=1)
-            # Renamed first: whatever moment this is killed at, what is there is complete or can be gone on with.
-            os.rename(self.folder, self.path)
-            os.remove(os.path.join(self.path, _DONE_FILE))
-            os.remove(os.path.join(self.path, _SETTINGS_FILE))
-        comm.synchronize()
+        comm.on_main_process(lambda: self._publish(parquet, more))
+
+    def _publish(self, parquet: bool, more: Mapping[str, Any]) -> None:
+        if not self._done.all():
+            raise RuntimeError(f"{int((~self._done).sum())} rows were never written; run the extraction again.")
+        rows = index_rows(self.dataset)
+        with atomic_write(os.path.join(self.folder, INDEX_FILE), "w") as file:
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        if parquet:
+            _write_parquet(rows, self.folder)
+        meta = {
+            **self.settings,
+            **more,
+            "class_names": self.dataset.class_names,
+            "software": {"dinoengine": dinoengine.__version__, "torch": torch.__version__},
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        write_json(os.path.join(self.folder, META_FILE), meta)
+        # Renamed first: whatever moment this is killed at, what is there is complete or can be gone on with.
+        os.rename(self.folder, self.path)
+        os.remove(os.path.join(self.path, _DONE_FILE))
+        os.remove(os.path.join(self.path, _SETTINGS_FILE))
+
+
+@contextlib.contextmanager
+def _room_for(num_bytes: int, folder: str) -> Iterator[None]:
+    """Removes ``folder`` when the disk is too full to make its files, and says so (OSError)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        shutil.rmtree(folder)
+        parent = os.path.dirname(os.path.abspath(folder))
+        free = shutil.disk_usage(parent).free
+        raise OSError(
+            f"The features need {num_bytes / 2**20:.0f} MiB in {parent}, where {free / 2**20:.0f} MiB are free "
+            f"({os.strerror(error.errno)}). Make room, name another place, or store less (float16, fewer tokens)."
+        ) from error
+
+
+def _allocate(path: str) -> None:
+    """Give a file all of its blocks: a full disk is an error now, and no SIGBUS when a row is written to its memory map."""
+    if not hasattr(os, "posix_fallocate"):
+        return  # not on macOS; the file has its size, but may be sparse
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # the file system cannot
+                raise
 
 
 def _settings_in(path: str) -> dict[str, Any] | None:
@@ -269,8 +338,9 @@ def require_pyarrow() -> None:
         ) from None
 
 
-def _write_parquet(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+def _write_parquet(rows: Sequence[Mapping[str, Any]], folder: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    with atomic_write(os.path.join(folder, PARQUET_FILE)) as file:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dinoengine.data import ImageDataset
-from dinoengine.evaluation.finite import not_finite
+from dinoengine.evaluation.finite import FiniteCheck
 from dinoengine.utils import comm
+
+_EXCHANGED_BYTES = 2**20
 
 
 @dataclass
@@ -43,37 +45,61 @@ class FeatureCollector:
             dataset: that the rows are of, to name its images in messages.
         """
         self.dataset = dataset
-        self._features: list[Tensor] = []
+        self._finite = FiniteCheck(dataset)
+        self._parts: list[tuple[Tensor, Tensor]] = []  # features [B, D] and indices [B]
         self._labels: list[Tensor | None] = []
-        self._indices: list[Tensor] = []
 
     def add(self, features: Tensor, labels: Tensor | None, indices: Tensor) -> None:
         """[B, D], [B] or None, [B]: one batch and where its rows belong in the dataset."""
         # A copy: on the CPU .float().cpu() would be a view that keeps all tokens of the batch alive.
-        self._features.append(features.to("cpu", torch.float32, copy=True))
+        rows = features.to("cpu", torch.float32, copy=True)
+        self._finite.see(rows, indices)
+        self._parts.append((rows, indices.cpu()))
         self._labels.append(None if labels is None else labels.cpu())
-        self._indices.append(indices.cpu())
 
     def finish(self) -> Features:
-        """All rows of all processes in dataset order.
+        """All rows of all processes in dataset order; the collector is empty after it.
+
+        A process holds the result and, while they move into it, the rows that it collected itself; docs/evaluation.md has
+        the peak as measured.
 
         Raises:
             ValueError: if a feature is not finite (names the images), or an image came twice or was left out.
         """
-        mine = (self._features, self._labels, self._indices)
-        parts = comm.all_gather(mine)
-        features = torch.cat([f for part in parts for f in part[0]])
-        indices = torch.cat([i for part in parts for i in part[2]])
-        labels = [label for part in parts for label in part[1]]
-        order = indices.argsort()
-        if not torch.equal(indices[order], torch.arange(len(indices))):
+        self._finite.finish()
+        no_rows = torch.zeros(0, dtype=torch.int64)
+        # Joined first: a part that is a view would travel with all that it is a view of.
+        indices = torch.cat([no_rows, *(where for _, where in self._parts)])
+        known = [part for part in self._labels if part is not None]
+        labels = torch.cat([no_rows, *known]) if len(known) == len(self._labels) else None
+        width = self._parts[0][0].shape[1] if self._parts else 0
+        everyone = comm.all_gather((indices, labels, width))
+        rows_of = [part for part, _, _ in everyone]  # by rank
+        order = torch.cat(rows_of)
+        if not len(order) or not torch.equal(order.sort().values, torch.arange(len(order))):
             raise ValueError("The loader did not give every image of the dataset exactly once; see InferenceSampler.")
-        features = features[order]
-        bad = (~torch.isfinite(features)).any(dim=1).nonzero().flatten()
-        if len(bad):
-            raise ValueError(not_finite(bad.tolist(), len(features), self.dataset))
-        has_labels = all(label is not None for label in labels)
-        return Features(features, torch.cat([x for x in labels if x is not None])[order] if has_labels else None)
+        features = torch.empty(len(order), max(found for _, _, found in everyone))
+        while self._parts:
+            part, where = self._parts.pop()
+            features[where] = part
+        _exchange(features, rows_of)
+        self._finite, self._labels = FiniteCheck(self.dataset), []
+        all_labels = [part for _, part, _ in everyone]
+        has_labels = all(part is not None for part in all_labels)
+        return Features(features, torch.cat(all_labels)[order.argsort()] if has_labels else None)
+
+
+def _exchange(features: Tensor, rows_of: Sequence[Tensor]) -> None:
+    """Each rank has put its own rows into ``features`` [N, D]; it gets those of the others, a few MiB at a time."""
+    if len(rows_of) == 1:
+        return
+    num_rows = max(1, _EXCHANGED_BYTES // max(1, features.shape[1] * features.element_size()))
+    for rank, rows in enumerate(rows_of):
+        for part in rows.split(num_rows):
+            values = features[part]
+            comm.broadcast_on_cpu(values, src=rank)
+            if rank != comm.get_rank():
+                features[part] = values
 
 
 def dataset_of(data_loader: Any) -> ImageDataset | None:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from dinoengine.data import ImageDataset
 from dinoengine.utils import comm
 
+_MOST_NAMES = 5
+
 
 class FiniteCheck:
     """Notes such images on each process and reports them on all: an error on one alone would leave the others waiting."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset | None,
+        what: str = "features",
+        cause: str = "The weights are broken, or the run diverged.",
+    ) -> None:
+        """
+        Args:
+            dataset: names its images in the message; None: they are numbered.
+            what: is not finite.
+            cause: the end of the message.
+        """
+        self.dataset = dataset
+        self.what = what
+        self.cause = cause
         self._bad: list[int] = []
         self._num_seen = 0
 
@@ -30,15 +44,23 @@ class FiniteCheck:
             ValueError: on every process, if any has seen a value that is not finite; names images.
         """
         parts = comm.all_gather((self._bad, self._num_seen))
-        if bad := sorted(index for part, _ in parts for index in part):
-            raise ValueError(not_finite(bad, sum(seen for _, seen in parts), None))
+        self._require_none(sorted(i for part, _ in parts for i in part), sum(seen for _, seen in parts))
 
+    def finish_here(self) -> None:
+        """As ``finish``, of this process alone: where processes have different numbers of batches and none waits."""
+        self._require_none(self._bad, self._num_seen)
 
-def not_finite(images: Sequence[int], num_images: int, dataset: ImageDataset | None) -> str:
-    """The message for features with NaN or infinity; names some of the images."""
-    some = images[:5]
-    which = f"images number {list(some)}" if dataset is None else ", ".join(dataset.describe(i) for i in some)
-    return (
-        f"The features of {len(images)} of {num_images} images are not finite, e.g. {which}. The weights are broken, or "
-        "the run diverged."
-    )
+    def finish_batch(self, device: torch.device) -> None:
+        """As ``finish``, in every iteration: names travel only if there are any, else a sum on ``device``."""
+        if comm.all_reduce_sum(torch.tensor(len(self._bad), device=device)).item():
+            self.finish()
+
+    def _require_none(self, bad: list[int], num_seen: int) -> None:
+        if not bad:
+            return
+        some = bad[:_MOST_NAMES]
+        describe = None if self.dataset is None else self.dataset.describe
+        which = f"images number {some}" if describe is None else ", ".join(describe(i) for i in some)
+        raise ValueError(
+            f"The {self.what} of {len(bad)} of {num_seen} images are not finite, e.g. {which}. {self.cause}"
+        )

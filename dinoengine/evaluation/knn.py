@@ -115,10 +115,14 @@ def few_shot_rows(labels: Tensor, num_per_class: int, num_tries: int) -> Iterato
     Classes in the order of their labels; one generator, seeded with the number of the try.
     """
     rows_of = [(labels == label).nonzero().flatten() for label in torch.unique(labels)]
-    if small := sum(len(rows) < num_per_class for rows in rows_of):
+    sizes = [len(rows) for rows in rows_of]
+    if small := [size for size in sizes if size < num_per_class]:
+        used = sum(min(size, num_per_class) for size in sizes)
         log_first_n(
             logging.WARNING,
-            f"k-NN: {small} of {len(rows_of)} classes have fewer than {num_per_class} training images; all of them vote.",
+            f"k-NN: {len(small)} of {len(sizes)} classes have fewer than {num_per_class} training images ({min(small)} to "
+            f"{max(small)}), and all of those are taken: results called _n{num_per_class} are of {used} training images, "
+            f"not {num_per_class * len(sizes)}.",
             name=__name__,
         )
     for seed in range(num_tries):

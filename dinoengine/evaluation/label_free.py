@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dinoengine.config import CfgNode
+from dinoengine.data import ImageDataset
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
-from dinoengine.evaluation.features import FeatureCollector
+from dinoengine.evaluation.features import FeatureCollector, dataset_of
 from dinoengine.evaluation.moments import Moments
 from dinoengine.modeling.meta_arch import PrototypeHead
 from dinoengine.structures import BackboneOutput, ImageBatch
@@ -87,10 +88,19 @@ def feature_metrics(features: Moments, directions: Moments, alpha_ranks: Sequenc
     singular_values = torch.linalg.eigvalsh(features.gram())[-most:].clamp(min=0).sqrt()
     rank = rankme(singular_values)
     std = float(directions.covariance().sqrt().mean())
+    alpha = power_law_exponent(torch.linalg.eigvalsh(features.covariance()), alpha_ranks)
+    if math.isnan(alpha):
+        log_first_n(
+            logging.WARNING,
+            f"label_free: alpha is not a number (null in files): of the ranks {tuple(alpha_ranks)} "
+            f"(TEST.LABEL_FREE.ALPHA_RANKS) fewer than {_FEWEST_RANKS} have an eigenvalue above 0; {features.count} images "
+            f"have at most {features.count - 1} of them.",
+            name=__name__,
+        )
     return {
         "rankme": rank,
         "rankme_share": rank / most,
-        "alpha": power_law_exponent(torch.linalg.eigvalsh(features.covariance()), alpha_ranks),
+        "alpha": alpha,
         "feature_std": std,
         "feature_std_relative": std * math.sqrt(dim),
     }
@@ -136,7 +146,13 @@ class LabelFreeEvaluator(DatasetEvaluator):
     assignment, in nats) and as a share of log K, "teacher_temp" (the temperature at which they were measured).
     """
 
-    def __init__(self, alpha_ranks: Sequence[int] = (4, 50)) -> None:
+    def __init__(self, alpha_ranks: Sequence[int] = (4, 50), test_set: ImageDataset | None = None) -> None:
+        """
+        Args:
+            alpha_ranks: see ``power_law_exponent``.
+            test_set: names its images in messages.
+        """
+        self.test_set = test_set
         self.alpha_ranks = tuple(alpha_ranks)
         self._head: PrototypeHead | None = None
         self._device = torch.device("cpu")
@@ -157,7 +173,8 @@ class LabelFreeEvaluator(DatasetEvaluator):
         self._features = Moments(self._device)
         self._directions = Moments(self._device, diagonal=True)
         self._assignments = Assignments(self._device)
-        self._norms = FeatureCollector()  # one number per image, which tells whether each came once and is finite
+        # One number per image, which tells whether each came once and is finite.
+        self._norms = FeatureCollector(self.test_set)
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         features = output.cls_token.double()
@@ -182,4 +199,4 @@ class LabelFreeEvaluator(DatasetEvaluator):
 @EVALUATOR_REGISTRY.register(TASK)
 def build_label_free_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactory) -> DatasetEvaluator:
     """TEST.LABEL_FREE; the dataset may be any, and there is no other to load."""
-    return LabelFreeEvaluator(cfg.TEST.LABEL_FREE.ALPHA_RANKS)
+    return LabelFreeEvaluator(cfg.TEST.LABEL_FREE.ALPHA_RANKS, dataset_of(make_loader(cfg, dataset)))

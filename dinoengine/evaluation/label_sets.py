@@ -14,10 +14,13 @@ import numpy as np
 
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
-from dinoengine.evaluation.build import LoaderFactory
+from dinoengine.evaluation.build import LoaderFactory, UnsuitableTestSetError
+from dinoengine.evaluation.overlap import warn_of_shared_images
 from dinoengine.utils.logger import log_first_n
 
 logger = logging.getLogger(__name__)
+
+_TEST_SET = "test set"
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,11 @@ def match_label_sets(
     train: Sequence[str],
     test: str | Sequence[str],
     make_loader: LoaderFactory,
-    which: str = "test set",
+    which: str = _TEST_SET,
 ) -> LabelSets:
     """The training set of an evaluator, its classes matched by name with those of the test set.
 
-    Warns of images that are in both sets and of classes with a single training image.
+    Warns of images that are in both sets (copies of files too) and of classes with a single training image.
 
     Args:
         evaluator: its name in TEST.EVALUATORS, for messages.
@@ -66,17 +69,21 @@ def match_label_sets(
         which: what the test set is called in messages, if it is another set than that.
 
     Raises:
-        ValueError: if either has no labels, or they share no class; better now than after the training.
+        UnsuitableTestSetError: if the test set has no labels.
+        ValueError: if another set has none, or they share no class; better now than after the training.
     """
+    test_set = make_loader(cfg, test).dataset.dataset
+    if not test_set.has_labels and which == _TEST_SET:
+        raise UnsuitableTestSetError(_no_labels_in(test_set, evaluator, f"the {which} {test!r}"))
     strings = training_strings(cfg, train, test)
     if not strings:
         raise ValueError(no_labels(evaluator, "its training set (none is named)"))
     train_loader = make_loader(cfg, strings)
-    train_set, test_set = train_loader.dataset.dataset, make_loader(cfg, test).dataset.dataset
+    train_set = train_loader.dataset.dataset
     train_names = class_names(train_set, evaluator, f"its training set {list(strings)}")
     test_names = class_names(test_set, evaluator, f"the {which} {test!r}")
     train_labels = labels_by_name(train_names, test_names)
-    warn_of_shared_images(train_set, test_set, f"{which} {test!r}")
+    warn_of_shared_images(train_set, test_set, f"{which} {test!r}", strings)
     _warn_of_single_images(train_set, train_names)
     return LabelSets(strings, train_loader, train_labels, joined_names(train_names, test_names))
 
@@ -116,8 +123,13 @@ def class_names(dataset: ImageDataset, evaluator: str, which: str) -> list[str]:
     """The class names of a dataset; ``which`` says what it is if there are none (ValueError)."""
     require_single_label(dataset, evaluator, which)
     if dataset.class_names is None:
-        raise ValueError(no_labels(evaluator, which))
+        raise ValueError(_no_labels_in(dataset, evaluator, which))
     return dataset.class_names
+
+
+def _no_labels_in(dataset: ImageDataset, evaluator: str, which: str) -> str:
+    masks = "" if dataset.mask_class_names is None else " It has masks, which 'dense_knn' and 'segmentation' are for."
+    return no_labels(evaluator, which) + masks
 
 
 def labels_by_name(train_names: Sequence[str], test_names: Sequence[str]) -> list[int]:
@@ -142,22 +154,6 @@ def labels_by_name(train_names: Sequence[str], test_names: Sequence[str]) -> lis
 def joined_names(train_names: Sequence[str], test_names: Sequence[str]) -> list[str]:
     """Class names by the labels that ``labels_by_name`` gives: those of the test set, then those it lacks."""
     return list(dict.fromkeys((*test_names, *train_names)))
-
-
-def shared_images(first: ImageDataset, second: ImageDataset) -> list[str]:
-    """What both datasets hold under the same name (path, or dataset and index)."""
-    names = {first.describe(i) for i in range(len(first))}
-    return [name for i in range(len(second)) if (name := second.describe(i)) in names]
-
-
-def warn_of_shared_images(train_set: ImageDataset, test_set: ImageDataset, which: str) -> None:
-    if shared := shared_images(train_set, test_set):
-        log_first_n(
-            logging.WARNING,
-            f"{len(shared)} of {len(test_set)} images of the {which} are in the training set as well, e.g. "
-            f"{shared[0]}: results are better than they would be on new images.",
-            name=__name__,
-        )
 
 
 def _warn_of_single_images(train_set: ImageDataset, names: Sequence[str]) -> None:

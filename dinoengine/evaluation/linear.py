@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -18,7 +17,7 @@ from dinoengine.data import build_train_loader
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.classification import tops_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
-from dinoengine.evaluation.features import FeatureCollector
+from dinoengine.evaluation.features import FeatureCollector, dataset_of
 from dinoengine.evaluation.label_sets import match_label_sets, training_strings
 from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads, learning_rate
 from dinoengine.evaluation.linear_training import (
@@ -33,7 +32,7 @@ from dinoengine.evaluation.linear_training import (
 from dinoengine.evaluation.records import FOLDER, dataset_in_file_name, index_sha256, preprocessing, weights_sha256
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ class LinearEvaluator(DatasetEvaluator):
         self.output_dir = output_dir
         self.keep_checkpoint = keep_checkpoint
         self._batch_size = sets.train_cfg.SOLVER.IMS_PER_BATCH
-        self._ranks = FeatureCollector()
+        self._ranks = FeatureCollector(dataset_of(sets.test_crops))
         self._val_ranks: Tensor | None = None
 
     @torch.inference_mode()
@@ -115,9 +114,10 @@ class LinearEvaluator(DatasetEvaluator):
             self._stream_source(),
             num_iters=self.settings.num_iters,
             batch_size=self._batch_size,
-            describe=self.sets.train_crops.dataset.dataset.describe,
+            dataset=dataset_of(self.sets.train_crops),
             checkpoint=self._checkpoint,
             checkpoint_period=self.settings.checkpoint_period,
+            save_at_end=self.keep_checkpoint,
             validate=log_best,
             val_period=self.settings.val_period,
         )
@@ -142,7 +142,8 @@ class LinearEvaluator(DatasetEvaluator):
             return lambda start_iter: feature_batches(model, grid, build_train_loader(cfg, start_iter))
 
         def cached(start_iter: int) -> FeatureStream:
-            cache = collect_features(feature_batches(model, grid, self.sets.train_crops))
+            crops = self.sets.train_crops
+            cache = collect_features(feature_batches(model, grid, crops), dataset_of(crops))
             return cached_stream(cache, next(model.parameters()).device, self._batch_size, cfg.SEED, start_iter)
 
         return cached
@@ -159,7 +160,7 @@ class LinearEvaluator(DatasetEvaluator):
             if self.settings.cached and not kept:  # then the backbone sees no image twice
                 kept.extend(batches)
                 batches = kept
-            collector = FeatureCollector()
+            collector = FeatureCollector(dataset_of(crops))
             for features, labels, indices in batches:
                 classes = torch.tensor(class_of, device=labels.device)[labels]
                 collector.add(self._heads.ranks(features, classes), None, indices)
@@ -168,7 +169,7 @@ class LinearEvaluator(DatasetEvaluator):
         return ranks
 
     def reset(self) -> None:
-        self._ranks = FeatureCollector()
+        self._ranks = FeatureCollector(dataset_of(self.sets.test_crops))
 
     @torch.inference_mode()
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
@@ -203,8 +204,7 @@ class LinearEvaluator(DatasetEvaluator):
                 "there may be a better head.",
                 rows[best]["base_lr"],
             )
-        if comm.is_main_process():
-            logger.info("Linear probe: all heads are in %s", self._save(rows, best))
+        logger.info("Linear probe: all heads are in %s", comm.on_main_process(lambda: self._save(rows, best)))
         if not self.keep_checkpoint:
             self._checkpoint.remove()
         return {"linear": {name: values[best] for name, values in tops.items()}}
@@ -238,9 +238,7 @@ class LinearEvaluator(DatasetEvaluator):
             f"{HEADS_FILE}{self._weights[:8]}-{dataset_in_file_name(self.dataset)}-{self._checkpoint.digest[:4]}.json"
         )
         path = os.path.join(self.output_dir, FOLDER, name)
-        with atomic_write(path, "w") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+        write_json(path, content)
         return path
 
     def protocol(self) -> dict[str, Any]:
@@ -352,7 +350,11 @@ def build_linear_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactor
         ),
         dataset=dataset,
         output_dir=cfg.OUTPUT_DIR,
-        keep_checkpoint=any(training_strings(cfg, linear.TRAIN, test) == sets.train_strings for test in later),
+        keep_checkpoint=any(
+            training_strings(cfg, linear.TRAIN, test) == sets.train_strings
+            and make_loader(cfg, test).dataset.dataset.has_labels  # else it is left out (build_evaluator)
+            for test in later
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dinoengine.evaluation.classification import ranks_of
-from dinoengine.modeling import head_input, last_outputs
+from dinoengine.modeling import head_input
 from dinoengine.structures import BackboneOutput
 from dinoengine.utils import comm
 from dinoengine.utils.env import hash_seed
@@ -87,7 +87,7 @@ class HeadGrid:
         """
         if self.max_blocks == 1:
             return self.features_of([model(images)])
-        return self.features_of(last_outputs(model.backbone, model.pixel_norm(images), self.max_blocks))  # type: ignore[operator, arg-type]
+        return self.features_of(model.forward_last_blocks(images, self.max_blocks))  # type: ignore[operator]
 
     def features_of(self, outputs: list[BackboneOutput]) -> Tensor:
         """As ``features``, from the outputs of the last ``max_blocks`` blocks."""

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dinoengine.data import PositionBatches, TrainingSampler
+from dinoengine.data import ImageDataset, PositionBatches, TrainingSampler
 from dinoengine.evaluation.features import FeatureCollector, Features
+from dinoengine.evaluation.finite import FiniteCheck
 from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
 from dinoengine.evaluation.records import FOLDER
 from dinoengine.solver.schedules import CosineSchedule
@@ -46,13 +48,16 @@ def feature_batches(model: nn.Module, grid: HeadGrid, data_loader: Any) -> Featu
         yield FeatureBatch(grid.features(model, on_device.images), on_device.labels, batch.indices)
 
 
-def collect_features(batches: FeatureStream) -> Features:
+def collect_features(batches: FeatureStream, dataset: ImageDataset | None = None) -> Features:
     """The features of a whole set of which each process has a part; the same on every process.
+
+    Args:
+        dataset: names its images in the error.
 
     Raises:
         ValueError: if some are not finite; names the images.
     """
-    collector = FeatureCollector()
+    collector = FeatureCollector(dataset)
     for batch in batches:
         collector.add(*batch)
     return collector.finish()
@@ -84,26 +89,40 @@ class ProbeCheckpoint:
         Args:
             identity: hash of the backbone's weights, training set, preprocessing and settings; JSON-serialisable.
         """
-        self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()
         self.path = os.path.join(output_dir, FOLDER, f"linear_probe-{self.digest[:16]}.pth")
 
     def save(self, heads: LinearHeads, iteration: int) -> None:
-        """Write on the main process; ``iteration`` steps are done."""
-        if comm.is_main_process():
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            with atomic_write(self.path) as file:
-                torch.save({"iteration": iteration, "heads": heads.state_dict()}, file)
+        """Write on the main process; ``iteration`` steps are done. Every process calls it."""
+        comm.on_main_process(lambda: self._write({"iteration": iteration, "heads": heads.state_dict()}))
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        with atomic_write(self.path) as file:
+            torch.save(state, file)
 
     def load(self, heads: LinearHeads) -> int:
-        """Put the saved state into ``heads``, on every process; the number of steps done, 0 if nothing was saved."""
-        state = None
-        if comm.is_main_process() and os.path.exists(self.path):
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        state = comm.broadcast_object(state)
+        """Put the saved state into ``heads``, on every process; the number of steps done, 0 if nothing was saved.
+
+        Raises:
+            ValueError: on every process, if the file cannot be read.
+        """
+        state = comm.on_main_process(self._read)
         if state is None:
             return 0
         heads.load_state_dict(state["heads"])
         return int(state["iteration"])
+
+    def _read(self) -> dict[str, Any] | None:
+        if not os.path.exists(self.path):
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self.path}, from which the linear probe would go on, cannot be read; delete it to start anew. ({error})"
+            ) from error
+        return state
 
     def remove(self) -> None:
         """Delete the file, if there is one."""
@@ -118,9 +137,10 @@ def train_heads(
     *,
     num_iters: int,
     batch_size: int,
-    describe: Callable[[int], str],
+    dataset: ImageDataset | None,
     checkpoint: ProbeCheckpoint,
     checkpoint_period: int = 0,
+    save_at_end: bool = False,
     validate: Callable[[int], None],
     val_period: int = 0,
 ) -> None:
@@ -129,8 +149,9 @@ def train_heads(
     Args:
         make_stream: iteration -> an endless stream of this process's part of the batches from there on.
         batch_size: global.
-        describe: index in the training set -> what to call the image in an error.
+        dataset: the training set, to name its images in an error.
         checkpoint_period: iterations; the end is saved, too. 0: never.
+        save_at_end: save the end in any case.
         validate: called with the number of steps done every ``val_period`` iterations, but not at the end. 0: never.
 
     Raises:
@@ -141,12 +162,14 @@ def train_heads(
         logger.info("Linear probe: going on at iteration %d of %d from %s.", start_iter, num_iters, checkpoint.path)
     if start_iter == num_iters:
         return
+    finite = FiniteCheck(dataset, "training features")
     factor = CosineSchedule(1.0, 0.0, num_iters)
     began = time.perf_counter()
     with contextlib.closing(make_stream(start_iter)) as stream:
         for iteration in range(start_iter, num_iters):
             batch = next(stream)
-            _require_finite(batch, describe)
+            finite.see(batch.features, batch.indices)
+            finite.finish_batch(batch.features.device)
             losses = heads.step(batch.features, batch.labels, batch_size=batch_size, lr_factor=factor(iteration))
             done = iteration + 1
             seconds_left = (time.perf_counter() - began) / (done - start_iter) * (num_iters - done)
@@ -160,19 +183,8 @@ def train_heads(
                     name=__name__,
                     key="progress",
                 )
-            if checkpoint_period and (done % checkpoint_period == 0 or done == num_iters):
+            is_due = checkpoint_period > 0 and (done % checkpoint_period == 0 or done == num_iters)
+            if is_due or (save_at_end and done == num_iters):
                 checkpoint.save(heads, done)
             if val_period and done % val_period == 0 and done < num_iters:
                 validate(done)
-
-
-def _require_finite(batch: FeatureBatch, describe: Callable[[int], str]) -> None:
-    is_bad = ~torch.isfinite(batch.features).all(dim=1)
-    if not comm.all_reduce_sum(is_bad.sum()).item():
-        return
-    mine = [describe(int(index)) for index in batch.indices[is_bad.cpu()]]
-    names = [name for part in comm.all_gather(mine) for name in part]
-    raise ValueError(
-        f"The features of {len(names)} images of a training batch of the linear probe are not finite, e.g. of "
-        f"{', '.join(names[:5])}. The weights are broken, or the run diverged."
-    )

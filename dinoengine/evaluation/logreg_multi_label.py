@@ -6,6 +6,7 @@ image which does not count for a class (difficult objects) is not fitted to eith
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def fit_and_judge(
     fits: list[Fit] = []
     for _ in range(most):
         # After each fit, not once at the end: collectives have a time limit, and some fits take far longer.
-        fits += [found for found in comm.all_gather(next(mine, None)) if found is not None]
+        fits += [found for found in comm.gather_results(functools.partial(next, mine, None)) if found is not None]
         message = f"Logistic regression: {len(fits)} of {len(classes) * sum(map(len, chains))} fits"
         log_every_n_seconds(logging.INFO, message, 30, name=__name__, key="progress")
     return sorted(fits)
@@ -245,7 +246,7 @@ def build_multi_label_logreg(cfg: CfgNode, dataset: str, make_loader: LoaderFact
                 "multi-label together if they have the same classes."
             )
     train_set, names = train_loader.dataset.dataset, test_set.multi_label_class_names
-    warn_of_shared_images(train_set, test_set, f"test set {dataset!r}")
+    warn_of_shared_images(train_set, test_set, f"test set {dataset!r}", strings)
     train_labels, test_labels = label_matrix(train_set, names), label_matrix(test_set, names)
     val_labels = None if val_loader is None else label_matrix(val_loader.dataset.dataset, names)
     _warn_of_classes(

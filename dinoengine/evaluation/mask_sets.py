@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
-from dinoengine.evaluation.build import LoaderFactory
-from dinoengine.evaluation.label_sets import joined_names, labels_by_name, training_strings, warn_of_shared_images
+from dinoengine.evaluation.build import LoaderFactory, UnsuitableTestSetError
+from dinoengine.evaluation.label_sets import joined_names, labels_by_name, training_strings
+from dinoengine.evaluation.overlap import warn_of_shared_images
 from dinoengine.structures import IGNORE
 
 
@@ -23,12 +24,14 @@ class MaskSets:
         train_loader: ImageBatch of this rank's part of the training set, evaluation crops with their masks.
         train_classes: [256] uint8: the class of the test set for each class of the training set, matched by name; classes
             that the test set lacks have numbers above its own, ``IGNORE`` stays.
+        test_set: names its images in messages.
         class_names: by class of the test set, those classes included.
     """
 
     train_loader: Any
     train_classes: Tensor
     class_names: list[str]
+    test_set: ImageDataset
 
     @property
     def train_set(self) -> ImageDataset:
@@ -54,18 +57,24 @@ def match_mask_sets(
         train: dataset strings; empty: TEST.TRAIN_PER_TEST or DATASETS.TRAIN.
 
     Raises:
-        ValueError: if either has no masks, or they share no class; better now than after the training.
+        UnsuitableTestSetError: if the test set has no masks.
+        ValueError: if the training set has none, or they share no class; better now than after the training.
     """
+    test_set = make_loader(cfg, test).dataset.dataset
+    test_names = test_set.mask_class_names
+    if test_names is None:
+        raise UnsuitableTestSetError(
+            _no_masks(evaluator, f"the test set {test!r}")
+            + (" It has labels of whole images, which 'knn' is for." if test_set.has_labels else "")
+        )
     strings = training_strings(cfg, train, test)
     if not strings:
         raise ValueError(_no_masks(evaluator, "its training set (none is named)"))
     train_loader = make_loader(cfg, strings)
-    train_set, test_set = train_loader.dataset.dataset, make_loader(cfg, test).dataset.dataset
-    train_names, test_names = train_set.mask_class_names, test_set.mask_class_names
+    train_set = train_loader.dataset.dataset
+    train_names = train_set.mask_class_names
     if train_names is None:
         raise ValueError(_no_masks(evaluator, f"its training set {list(strings)}"))
-    if test_names is None:
-        raise ValueError(_no_masks(evaluator, f"the test set {test!r}"))
     if not set(train_names) & set(test_names):
         raise ValueError(
             f"The masks of the training set {list(strings)} and of the test set {test!r} have no class in common; classes "
@@ -79,8 +88,8 @@ def match_mask_sets(
         )
     train_classes = torch.full((256,), IGNORE, dtype=torch.uint8)
     train_classes[: len(numbers)] = torch.tensor(numbers, dtype=torch.uint8)
-    warn_of_shared_images(train_set, test_set, f"test set {test!r}")
-    return MaskSets(train_loader, train_classes, names)
+    warn_of_shared_images(train_set, test_set, f"test set {test!r}", strings)
+    return MaskSets(train_loader, train_classes, names, test_set)
 
 
 def _no_masks(evaluator: str, which: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinoengine.data import ImageDataset
 from dinoengine.evaluation.features import Features
 from dinoengine.evaluation.finite import FiniteCheck
 from dinoengine.structures import IGNORE
@@ -42,11 +43,14 @@ class PatchBank:
     the same for any batch size and number of processes, and never more than it is held.
     """
 
-    def __init__(self, num_patches: int, num_classes: int, *, seed: int, balanced: bool) -> None:
+    def __init__(
+        self, num_patches: int, num_classes: int, *, seed: int, balanced: bool, dataset: ImageDataset | None = None
+    ) -> None:
         """
         Args:
             num_patches: over all processes.
             balanced: sample up to num_patches // num_classes of each class, instead of up to num_patches of all.
+            dataset: names its images in messages.
         """
         self.num_patches = num_patches
         self.num_classes = num_classes
@@ -55,7 +59,7 @@ class PatchBank:
         self._keys = torch.zeros(0, dtype=torch.float64)
         self._classes = torch.zeros(0, dtype=torch.int64)
         self._features: Tensor | None = None
-        self._finite = FiniteCheck()
+        self._finite = FiniteCheck(dataset)
 
     def add(self, features: Tensor, classes: Tensor, indices: Tensor) -> None:
         """

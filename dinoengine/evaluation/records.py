@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 import dinoengine
+from dinoengine.checkpoint.digest import update_with_tensor
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.label_sets import training_strings
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import write_json
 
 FOLDER = "eval"
 
@@ -34,9 +35,8 @@ def weights_sha256(model: nn.Module) -> str:
         facts = [f"{fact}={getattr(module, fact)}" for fact in _FACTS if hasattr(module, fact)]
         digest.update(f"{name} {facts};".encode() if facts else b"")
     for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(f"{name} ".encode())
+        update_with_tensor(digest, tensor)
     return digest.hexdigest()
 
 
@@ -112,13 +112,11 @@ def save_record(record: Mapping[str, Any], output_dir: str) -> str:
     which = f"weights_{weights['sha256'][:8]}" if iteration is None else f"iter_{iteration:07d}"
     dataset = dataset_in_file_name(record["dataset"])
     what = [record["dataset"], record["protocol"], record["preprocessing"]]
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, allow_nan=False).encode()).hexdigest()
     folder = os.path.join(output_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, f"{which}-{dataset}-{digest[:8]}.json")
-    with atomic_write(path, "w") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
+    write_json(path, record)
     return path
 
 
@@ -127,10 +125,27 @@ def dataset_in_file_name(dataset: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "_", dataset).strip("_")[-80:]
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Why two records are not comparable, one line each; empty if they are."""
-    parts = ("dataset", "num_images", "protocol", "preprocessing")
-    return differing_settings({part: first[part] for part in parts}, {part: second[part] for part in parts})
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], called: tuple[str, str] = ("the first", "the second")
+) -> list[str]:
+    """Why two records are not comparable, one line each; empty if they are.
+
+    An evaluator that only one of them has is one line, ``knn: only in the first``.
+
+    Args:
+        called: what the two are called in these lines.
+    """
+    parts = ("dataset", "num_images", "preprocessing")
+    one, two = first["protocol"], second["protocol"]
+    shared = [task for task in one if task in two]
+    return [
+        *differing_settings({part: first[part] for part in parts}, {part: second[part] for part in parts}),
+        *differing_settings(
+            {"protocol": {task: one[task] for task in shared}}, {"protocol": {task: two[task] for task in shared}}
+        ),
+        *(f"{task}: only in {called[0]}" for task in one if task not in two),
+        *(f"{task}: only in {called[1]}" for task in two if task not in one),
+    ]
 
 
 def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,6 @@ from dinoengine.evaluation.confusion import ConfusionMatrix, log_iou_per_class, 
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.mask_sets import MaskSets, match_mask_sets
 from dinoengine.evaluation.segmentation_head import ProbeSchedule, SegmentationHead, train_segmentation_head
-from dinoengine.modeling import last_outputs
 from dinoengine.modeling.meta_arch.feature_model import FeatureModel
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
@@ -32,11 +31,11 @@ def last_patch_tokens(model: nn.Module, images: Tensor, num_blocks: int) -> tupl
     if num_blocks == 1:
         output: BackboneOutput = model(images)
         return output.patch_tokens, output.grid
-    if not isinstance(model, FeatureModel) or not hasattr(model.backbone, "get_intermediate_layers"):
+    if not isinstance(model, FeatureModel):
         raise ValueError(
             f"The model gives the tokens of its last block only; set TEST.SEGMENTATION.NUM_LAST_BLOCKS 1, not {num_blocks}."
         )
-    outputs = last_outputs(model.backbone, model.pixel_norm(images), num_blocks)
+    outputs = model.forward_last_blocks(images, num_blocks)
     return torch.cat([output.patch_tokens for output in outputs], dim=2), outputs[-1].grid
 
 
@@ -64,7 +63,7 @@ class SegmentationEvaluator(DatasetEvaluator):
         self._protocol = protocol
         self._model: nn.Module | None = None
         self._head: SegmentationHead | None = None
-        self._confusion = ConfusionMatrix(sets.num_classes)
+        self._confusion = ConfusionMatrix(sets.num_classes, sets.test_set)
 
     def prepare(self, model: nn.Module) -> None:
         """Train the head."""
@@ -77,6 +76,7 @@ class SegmentationEvaluator(DatasetEvaluator):
                 self.sets.num_classes,
                 self.schedule,
                 next(model.parameters()).device,
+                self.sets.train_set,
             )
 
     def _relabelled(self, batch: ImageBatch) -> ImageBatch:
@@ -85,7 +85,7 @@ class SegmentationEvaluator(DatasetEvaluator):
         return batch
 
     def reset(self) -> None:
-        self._confusion = ConfusionMatrix(self.sets.num_classes)
+        self._confusion = ConfusionMatrix(self.sets.num_classes, self.sets.test_set)
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
         assert self._head is not None, "prepare() comes before process()"

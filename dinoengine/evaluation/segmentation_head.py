@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dinoengine.data import ImageDataset
+from dinoengine.evaluation.finite import FiniteCheck
 from dinoengine.structures import IGNORE, ImageBatch
 from dinoengine.utils import comm
 from dinoengine.utils.logger import log_every_n_seconds
@@ -87,6 +89,7 @@ def train_segmentation_head(
     num_classes: int,
     schedule: ProbeSchedule,
     device: torch.device,
+    dataset: ImageDataset | None = None,
 ) -> SegmentationHead:
     """A head in eval mode, the same on every process.
 
@@ -95,11 +98,14 @@ def train_segmentation_head(
     Args:
         batches: endless, with masks in 0..num_classes-1 or ``IGNORE``.
         patch_features: of a model that is not trained.
+        dataset: that the batches are of, to name its images in an error.
 
     Raises:
-        ValueError: if the head's weights are not finite in the end.
+        ValueError: on every process: if features are not finite, before a step with them (names the images), or the
+            head's weights in the end.
     """
     head: SegmentationHead | None = None
+    finite = FiniteCheck(dataset, "training features")
     parameters: list[nn.Parameter] = []
     optimizer: torch.optim.Optimizer | None = None
     for iteration, batch in zip(range(schedule.iters), batches, strict=False):
@@ -107,6 +113,8 @@ def train_segmentation_head(
         assert batch.masks is not None
         with torch.no_grad():
             tokens, grid = patch_features(batch.images)
+        finite.see(tokens, batch.indices)
+        finite.finish_batch(device)
         if head is None or optimizer is None:  # now its width is known
             head = _new_head(tokens.shape[2], num_classes, schedule.seed).to(device)
             parameters = list(head.parameters())
@@ -130,8 +138,8 @@ def train_segmentation_head(
     assert head is not None
     if not all(torch.isfinite(parameter).all() for parameter in parameters):
         raise ValueError(
-            "The weights of the segmentation probe are not finite after its training: the features are not, or "
-            f"TEST.SEGMENTATION.BASE_LR {schedule.base_lr} is too high."
+            "The weights of the segmentation probe are not finite after its training: TEST.SEGMENTATION.BASE_LR "
+            f"{schedule.base_lr} is too high."
         )
     return head.eval()
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 logger = logging.getLogger(__name__)
+
+# top1_k20, val_top1, top5_k10_n5_std, mean_per_class, miou, pixel_accuracy
+_PERCENT = re.compile(r"(val_)?top\d+(_.+)?|mean_per_class|miou|pixel_accuracy")
 
 
 def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +75,37 @@ def verify_results(expected: Sequence[Sequence[Any]], results: Mapping[str, Any]
     return all_good
 
 
-def results_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A table of features (rows) and metrics (columns), in percent."""
-    columns = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
-    body = [[feature, *(metrics.get(name) for name in columns)] for feature, metrics in rows.items()]
-    return tabulate(body, headers=["feature", *columns], floatfmt=".2f", missingval="-")
+def unit_of(metric: str) -> str:
+    """ "%" for accuracies and IoU, "nats" for entropies, by the metric's name; "" for what has none."""
+    if _PERCENT.fullmatch(metric):
+        return "%"
+    return "nats" if metric == "teacher_entropy" else ""
+
+
+def results_tables(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A table for each evaluator: a row per metric with its unit, a column per feature that was evaluated by it.
+
+    Args:
+        rows: feature or model -> ``task/metric`` -> value.
+    """
+    tasks = dict.fromkeys(name.rpartition("/")[0] for metrics in rows.values() for name in metrics)
+    return "\n\n".join(_task_table(rows, task) for task in tasks)
+
+
+def _task_table(rows: Mapping[str, Mapping[str, float]], task: str) -> str:
+    prefix = f"{task}/" if task else ""
+    of_task = {
+        feature: {name.removeprefix(prefix): v for name, v in metrics.items() if name.rpartition("/")[0] == task}
+        for feature, metrics in rows.items()
+    }
+    columns = {feature: metrics for feature, metrics in of_task.items() if metrics}
+    names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
+    body = [[name, unit_of(name), *(_shown(m.get(name), unit_of(name)) for m in columns.values())] for name in names]
+    alignment = ("left", "left", *["right"] * len(columns))
+    return tabulate(body, headers=[task, "unit", *columns], disable_numparse=True, colalign=alignment)
+
+
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if unit == "%" else f"{value:.4g}"

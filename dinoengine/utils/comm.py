@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 Result = TypeVar("Result")
+
+# While some processes still work the others hear from them this often; far below any time limit of a collective.
+HEARTBEAT_SECONDS = 60.0
 
 
 def is_distributed() -> bool:
@@ -106,26 +110,70 @@ def broadcast_object(data: Any, src: int = 0) -> Any:
     return box[0]
 
 
-def on_main_process(function: Callable[[], Result]) -> Result:
-    """Run ``function`` on rank 0 alone; its result, or its error, is that of every rank.
+def broadcast_on_cpu(tensor: Tensor, src: int = 0) -> None:
+    """Fill a contiguous CPU tensor, of the same shape and dtype on every rank, with that of rank ``src``."""
+    if is_distributed():
+        dist.broadcast(tensor, src=src, group=_object_group())
 
-    What one rank does with files goes through here: an error that only rank 0 saw would leave the others waiting for it
-    in their next collective.
+
+def on_main_process(work: Callable[[], Result]) -> Result:
+    """What ``work()`` returns on rank 0 (picklable), on every rank; for quick work, see ``gather_results`` for other.
 
     Raises:
-        Exception: what ``function`` raised; on other ranks a copy, or a RuntimeError with its text where it has no copy.
+        Exception: where ``work`` raises: on rank 0 its error, on the others a copy, or a RuntimeError with its text where
+            it has none, so that nobody waits for a process that has given up.
     """
-    outcome: tuple[Result | None, Exception | None] = (None, None)
-    if is_main_process():
+    if not is_distributed():
+        return work()
+    outcome = _Outcome.of(work) if is_main_process() else None
+    shared = broadcast_object(outcome and outcome.shared())
+    return (outcome or _Outcome(*shared)).result()
+
+
+def gather_results(work: Callable[[], Result]) -> list[Result]:
+    """What ``work()`` returns on each rank (picklable), in rank order, on every rank, however long one of them takes.
+
+    A collective alone would give up after its time limit. So ``work`` runs in a thread, which has torch's default modes (no
+    inference mode), and the processes tell each other every ``HEARTBEAT_SECONDS`` that they are alive.
+
+    Raises:
+        Exception: the first error in rank order, as in ``on_main_process``.
+    """
+    if not is_distributed():
+        return [work()]
+    outcomes: list[_Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.append(_Outcome.of(work)), daemon=True)
+    thread.start()
+    while True:
+        thread.join(HEARTBEAT_SECONDS)
+        parts = all_gather(None if thread.is_alive() else outcomes[0].shared())
+        if all(part is not None for part in parts):
+            break
+    return [(outcomes[0] if rank == get_rank() else _Outcome(*part)).result() for rank, part in enumerate(parts)]
+
+
+class _Outcome:
+    """What a call gave: a value or an error."""
+
+    def __init__(self, value: Any = None, error: Exception | None = None) -> None:
+        self.value = value
+        self.error = error
+
+    @classmethod
+    def of(cls, work: Callable[[], Any]) -> _Outcome:
         try:
-            outcome = (function(), None)
+            return cls(work())
         except Exception as error:
-            broadcast_object((None, _with_copy(error)))
-            raise
-    result, problem = broadcast_object(outcome)
-    if problem is not None:
-        raise problem
-    return result
+            return cls(error=error)
+
+    def shared(self) -> tuple[Any, Exception | None]:
+        """Arguments of a copy in another process."""
+        return self.value, None if self.error is None else _with_copy(self.error)
+
+    def result(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 def _with_copy(error: Exception) -> Exception:
@@ -133,7 +181,7 @@ def _with_copy(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))  # of an object of this process
     except Exception:  # whatever __reduce__ or __init__ of a foreign class raises
-        return RuntimeError(f"{type(error).__name__} on rank 0: {error}")
+        return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 

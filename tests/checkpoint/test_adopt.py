@@ -98,7 +98,7 @@ def test_heads_that_the_file_has_are_taken_and_the_others_named(
     weights = random_weights(heads=True)
     save_weights(weights, str(tmp_path / "t.pth"), "meta-teacher")
     model = build_model(_cfg(SMALL, "MODEL.IBOT_HEAD.SEPARATE", True))
-    Checkpointer(model, "").load_weights(str(tmp_path / "t.pth"))
+    Checkpointer(model, "").load_weights(str(tmp_path / "t.pth"), for_training=True)
     for side in ("student", "teacher"):
         for head in ("dino_head", "ibot_head"):
             state = model.get_submodule(f"{side}.{head}").state_dict()
@@ -108,6 +108,29 @@ def test_heads_that_the_file_has_are_taken_and_the_others_named(
     shared = build_model(_cfg(SMALL))
     Checkpointer(shared, "").load_weights(str(tmp_path / "t.pth"))
     assert "not used by this model: ibot_head" in caplog.text
+
+
+@pytest.mark.parametrize("for_training", [True, False])
+def test_missing_heads_are_a_warning_for_a_training_and_an_info_for_an_evaluation(
+    for_training: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A foreign file has a backbone alone, which is all that features depend on."""
+    save_weights(random_weights(), str(tmp_path / "b.pth"), "meta")
+    with caplog.at_level(logging.INFO):
+        Checkpointer(build_model(_cfg(SMALL)), "").load_weights(str(tmp_path / "b.pth"), for_training=for_training)
+    (record,) = [r for r in caplog.records if r.getMessage().startswith("Not in ")]
+    assert "student.dino_head, teacher.dino_head" in record.getMessage()
+    assert record.levelno == (logging.WARNING if for_training else logging.INFO)
+
+
+def test_a_classifier_without_its_head_is_a_warning_in_any_case(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_weights(random_weights(), str(tmp_path / "b.pth"), "meta")
+    classifier = ["MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL.CLASSIFIER.NUM_CLASSES", 3]
+    Checkpointer(build_model(_cfg(SMALL, *classifier)), "").load_weights(str(tmp_path / "b.pth"))
+    (record,) = [r for r in caplog.records if r.getMessage().startswith("Not in ")]
+    assert (record.levelno, record.getMessage().endswith("initial values: head.")) == (logging.WARNING, True)
 
 
 def test_student_teacher_heads_and_centres_of_a_full_file_stay_apart(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from dinoengine.checkpoint import CheckpointError, evaluation_config, load_backbone
 from dinoengine.checkpoint.convert import save_weights
+from dinoengine.checkpoint.layouts import Hints
 from dinoengine.checkpoint.weights import BackboneSpec, Weights
 from dinoengine.config import get_cfg
 from tests.checkpoint.models import SMALL, WITH_REGISTERS, random_weights
@@ -65,7 +67,7 @@ def test_statistics_and_crop_are_those_of_the_config_in_the_file(tmp_path: Path)
     ]
     with torch.no_grad():
         torch.testing.assert_close(model(IMAGES).cls_token, weights.load_backbone()(pixels).cls_token)
-    found = evaluation_config(weights)
+    found = evaluation_config(weights, "w.pth")
     assert (found.INPUT.TEST.RESIZE_PX, found.INPUT.TEST.CROP_SIZE_PX) == (30, (28,))
 
 
@@ -73,13 +75,13 @@ def test_statistics_and_crop_are_those_of_the_config_in_the_file(tmp_path: Path)
 def test_without_a_config_the_crop_is_the_published_one_or_what_the_table_holds(
     grid: tuple[int, int], crop: tuple[int, int], resize: int
 ) -> None:
-    found = evaluation_config(random_weights(replace(SMALL, table_grid=grid)))
+    found = evaluation_config(random_weights(replace(SMALL, table_grid=grid)), "w.pth")
     assert (crop, resize) == (found.INPUT.TEST.CROP_SIZE_PX, found.INPUT.TEST.RESIZE_PX)
 
 
 def test_grey_images_need_no_config_either(tmp_path: Path) -> None:
     weights = random_weights(replace(SMALL, in_chans=1))
-    cfg = evaluation_config(weights)
+    cfg = evaluation_config(weights, "w.pth")
     assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN) == ("L", (0.5,))
     assert load_backbone(_saved(weights, tmp_path)).forward_features(IMAGES[:, :1]).cls_token.shape == (2, 64)
 
@@ -99,3 +101,58 @@ def test_missing_entries_are_named_unless_they_are_allowed(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"1 missing: blocks.1.mlp.fc1.bias"):
         load_backbone(path)
     load_backbone(path, allow=["blocks.1.mlp.fc1.bias"])
+
+
+def _without_a_readable_config(folder: Path) -> str:
+    path = _saved(random_weights(), folder, "dinoengine")
+    data = torch.load(path, weights_only=True)
+    torch.save({**data, "config": "NO_SUCH_KEY: 1\n"}, path)
+    return path
+
+
+def test_an_unreadable_config_makes_the_assumed_statistics_a_loud_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _without_a_readable_config(tmp_path)
+    load_backbone(path, hints=Hints(num_heads=1))
+    (warning,) = [r.getMessage() for r in caplog.records if "PIXEL STATISTICS UNKNOWN" in r.getMessage()]
+    for part in (path, "mean (0.485, 0.456, 0.406)", "std (0.229, 0.224, 0.225)", "--pixel-mean", "pixel_mean="):
+        assert part in warning
+
+
+@pytest.mark.parametrize("layout", ["meta", "dinoengine"])
+def test_published_weights_are_no_reason_to_warn(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their statistics are ImageNet's, also after a conversion; an info says so."""
+    path = _saved(random_weights(), tmp_path, layout)
+    with caplog.at_level(logging.INFO):
+        caplog.clear()
+        load_backbone(path)
+    (record,) = [r for r in caplog.records if "ASSUMED" in r.getMessage()]
+    assert record.levelno == logging.INFO
+
+
+def test_given_statistics_are_used_and_leave_nothing_to_assume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _without_a_readable_config(tmp_path)
+    model = load_backbone(path, hints=Hints(num_heads=1), pixel_mean=(0.1, 0.2, 0.3), pixel_std=(1.0, 2.0, 4.0))
+    expected = (IMAGES / 255 - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([1.0, 2.0, 4.0])[
+        :, None, None
+    ]
+    torch.testing.assert_close(model.pixel_norm(IMAGES), expected)
+    assert "ASSUMED" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"pixel_mean": (0.5,)}, r"pixel_mean takes finite numbers, one for each of the 3 channel\(s\).*got \(0\.5,\)"),
+        ({"pixel_std": (0.5, 0.0, 0.5)}, r"pixel_std takes finite numbers above 0"),
+        ({"pixel_mean": (0.5, float("nan"), 0.5)}, r"pixel_mean takes finite numbers"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(
+    given: dict[str, tuple[float, ...]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_backbone(_saved(random_weights(), tmp_path), **given)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from dinoengine.checkpoint import Checkpointer, CheckpointError, periodic_checkpoints, read_checkpoint
+from dinoengine.checkpoint import Checkpointer, CheckpointError, read_checkpoint
+from dinoengine.checkpoint.digest import content_digest
+from dinoengine.checkpoint.files import UnreadableCheckpointError
 
 
 def _model(value: float = 1.0, width: int = 2) -> nn.Module:
@@ -84,12 +87,6 @@ def test_without_resume_the_folder_is_not_looked_at(tmp_path: Path) -> None:
     model = _model()
     assert Checkpointer(model, str(tmp_path)).resume_or_load("", resume=False) == 0
     assert _state(model) == _state(_model())
-
-
-def test_a_pointer_to_nothing_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    with pytest.raises(CheckpointError, match=r"names model_0000009\.pth, which is not there"):
-        Checkpointer(_model(), str(tmp_path)).resume_or_load("", resume=True)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -191,30 +188,48 @@ def test_a_crash_while_saving_leaves_the_last_good_checkpoint(tmp_path: Path, mo
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_final.pth"]
 
 
-def test_periodic_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
-    for name in (
-        "model_0000010.pth",
-        "model_0000002.pth",
-        "model_final.pth",
-        "model_best.pth",
-        "model_12.pth",
-        "x.pth",
-    ):
-        (tmp_path / name).touch()
-    assert [os.path.basename(p) for p in periodic_checkpoints(str(tmp_path)).values()] == [
-        "model_0000002.pth",
-        "model_0000010.pth",
-    ]
+def test_a_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    """Padding and archive bookkeeping hold no content; a flip there may pass, with the content unharmed."""
+    path = Path(Checkpointer(_model(3.0), str(tmp_path), trainer=Box([1, "a"])).save("w", iteration=4))
+    good = path.read_bytes()
+    wanted = content_digest(read_checkpoint(str(path)))
+    num_noticed = 0
+    for position in range(0, len(good), 11):
+        damaged = bytearray(good)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            data = read_checkpoint(str(path))
+        except UnreadableCheckpointError:
+            num_noticed += 1
+        else:
+            data = {key: value for key, value in data.items() if value != wanted}  # the name "digest" was hit
+            assert content_digest(data) == wanted, position
+    assert num_noticed > 100
 
 
-def test_a_damaged_last_checkpoint_names_those_before_it(tmp_path: Path) -> None:
-    checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path))
-    for iteration in (9, 19, 29):
-        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-    (tmp_path / "model_0000029.pth").write_bytes(b"")
-    with pytest.raises(
-        CheckpointError, match=r"cannot be read(?s:.)*last_checkpoint; there are model_0000019\.pth, model_0000009\.pth"
+def test_a_changed_weight_is_refused_and_the_model_is_unchanged(tmp_path: Path) -> None:
+    """The case that only the digest notices: one bit of one weight."""
+    path = Path(Checkpointer(_model(3.0), str(tmp_path)).save("w"))
+    content, weight = path.read_bytes(), struct.pack("<6f", *[3.0] * 6)
+    assert content.count(weight) == 1
+    path.write_bytes(content.replace(weight, weight[:-1] + b"\x41"))
+    model = _model()
+    for load in (
+        lambda: Checkpointer(model, "").load(str(path)),
+        lambda: Checkpointer(model, "").load_weights(str(path)),
     ):
-        checkpointer.resume_or_load("", resume=True)
-    (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
-    assert checkpointer.resume_or_load("", resume=True) == 20
+        with pytest.raises(
+            UnreadableCheckpointError, match=r"w\.pth is damaged: its content .* Use another copy of it"
+        ):
+            load()
+    assert _state(model) == _state(_model())
+
+
+def test_a_file_without_digest_loads_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="dinoengine")
+    torch.save({"model": _model(3.0).state_dict(), "iteration": 4}, tmp_path / "old.pth")
+    model = _model()
+    assert Checkpointer(model, "").load(str(tmp_path / "old.pth")) == {"iteration": 4}
+    assert _state(model) == _state(_model(3.0))
+    assert "old.pth carries no digest" in caplog.text

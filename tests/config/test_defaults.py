@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from dinoengine.config import CfgNode, defaults, evaluation_defaults, get_cfg, validate
+from dinoengine.config import CfgNode, defaults, evaluation_defaults, get_cfg, solver_defaults, validate
 
 SOURCE = [
     line
-    for module in (defaults, evaluation_defaults)
+    for module in (defaults, solver_defaults, evaluation_defaults)
     for line in Path(module.__file__).read_text(encoding="utf-8").splitlines()
 ]
 ASSIGNMENT = re.compile(r"^_C\.([A-Z0-9_.]+) = (.*)$")

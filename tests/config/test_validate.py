@@ -78,6 +78,9 @@ def test_nan_is_never_in_range(key: str) -> None:
         ("SOLVER.LAYER_DECAY", [1, 0.01], [0, 1.01]),
         ("SOLVER.MAX_ITER", [1], [0]),
         ("SOLVER.CHECKPOINT_PERIOD", [0], [-1]),
+        ("SOLVER.CHECKPOINT_MINUTES", [0.0, 0.5], [-0.1]),
+        ("SOLVER.CHECKPOINT_KEEP_EVERY", [0, 3750], [-1]),
+        ("SOLVER.CHECKPOINT_ON_ERROR", ["stop", "continue"], ["ignore"]),
         ("LOG.PERIOD", [1], [0]),
         ("DATALOADER.PREFETCH_FACTOR", [1], [0]),
         ("MODEL.DINO_HEAD.NUM_LAYERS", [1], [0]),
@@ -407,6 +410,21 @@ def test_a_rollback_needs_checkpoints_that_reach_back_far_enough() -> None:
     assert "up to 100 iterations to notice" in warning
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 3
     assert validate(cfg) == []
+
+
+@pytest.mark.parametrize(
+    ("period", "keep_every", "fine"), [(50, 100, True), (50, 50, True), (50, 75, False), (0, 50, False)]
+)
+def test_checkpoints_to_be_kept_are_written(period: int, keep_every: int, fine: bool) -> None:
+    cfg = get_cfg()
+    cfg.merge_from_list(["DATASETS.TRAIN", "x", "SOLVER.CHECKPOINT_PERIOD", period])
+    cfg.SOLVER.CHECKPOINT_KEEP_EVERY = keep_every
+    found = validate(cfg)
+    assert (
+        found == []
+        if fine
+        else f"KEEP_EVERY {keep_every} is no multiple of SOLVER.CHECKPOINT_PERIOD {period}" in found[0]
+    )
 
 
 @pytest.mark.parametrize(("epochs", "iters", "fine"), [(10, 0, True), (0, 5, True), (10, 5, False), (0, 0, False)])

@@ -281,7 +281,7 @@ def test_the_error_of_a_worker_is_our_message_alone(tmp_path: Path):
     (tmp_path / "1.jpg").write_bytes(b"no image")
     with pytest.raises(DataError) as caught:
         _batches(_cfg(f"DATASETS.TRAIN=folder:{tmp_path}", "DATALOADER.NUM_WORKERS=1"), 1)
-    assert str(caught.value).startswith(f"Loading or augmenting {tmp_path}/1.jpg (position ")
+    assert str(caught.value).startswith(f"Loading {tmp_path}/1.jpg (position ")
     assert "Traceback" not in str(caught.value)
 
 

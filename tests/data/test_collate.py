@@ -17,6 +17,7 @@ def _sample(position: int, num_global: int = 2, num_local: int = 3) -> CropSampl
 
     return CropSample(
         position,
+        position + 20,
         [crop(10 * position + v, 6, 8) for v in range(num_global)],
         [crop(100 + 10 * position + v, 2, 4) for v in range(num_local)],
     )

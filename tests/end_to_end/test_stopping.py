@@ -9,11 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
+from dinoengine.engine.verify import compare_checkpoints
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -58,31 +57,6 @@ def _children(pid: int) -> list[int]:
     return [int(word) for word in found.stdout.split()]
 
 
-def _state(path: Path) -> dict[str, Any]:
-    """A checkpoint without what a clock has put into it."""
-    content: dict[str, Any] = torch.load(path, weights_only=True)
-    history = content["trainer"]["storage"]
-    for name in ("time", "data_time"):
-        history.pop(name, None)
-    return {name: content[name] for name in ("model", "trainer", "iteration")}
-
-
-def _assert_same(a: Any, b: Any, where: str = "") -> None:
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            _assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            _assert_same(*pair, f"{where}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
 def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     words = ("SOLVER.MAX_ITER", 60, "TEST.EVAL_PERIOD", 10, "DATALOADER.NUM_WORKERS", 1, "LOG.PERIOD", 5)
     with _started(tmp_path / "whole", *words) as whole:
@@ -99,7 +73,8 @@ def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path: Pa
     with _started(tmp_path / "run", "--resume", *words) as second:
         printed, _ = second.communicate(timeout=240)
     assert second.returncode == 0, printed
-    _assert_same(_state(tmp_path / "run" / "model_final.pth"), _state(tmp_path / "whole" / "model_final.pth"))
+    runs = [str(tmp_path / name / "model_final.pth") for name in ("run", "whole")]
+    assert compare_checkpoints(*runs).different == []
 
 
 def test_ctrl_c_of_a_terminal_pauses_two_processes_in_the_same_iteration(tmp_path: Path) -> None:

@@ -64,9 +64,12 @@ def test_kill_resume_finish_and_evaluate(tmp_path: Path) -> None:
         "--eval-only", "--config-file", out / "config.yaml", "MODEL.WEIGHTS", out / "model_final.pth", "OUTPUT_DIR", out
     )
     assert evaluated.returncode == 0, evaluated.stderr
-    (trained,) = [line for line in resumed.stdout.splitlines() if line.startswith("trained teacher")]
-    (of_file,) = [line for line in evaluated.stdout.splitlines() if line.startswith(f"teacher of {out}")]
-    assert of_file.split()[3:] == trained.split()[2:]
+    assert f"Weights: {out / 'model_final.pth'}" in evaluated.stdout
+    trained, of_file = (
+        [line.split() for line in run.stdout.splitlines() if line.startswith("top1_k")] for run in (resumed, evaluated)
+    )
+    assert len(trained) == len(of_file) > 0
+    assert trained == of_file
 
 
 def test_two_processes_by_spawn_and_by_torchrun_give_the_same(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from dinoengine.data import DatasetCatalog
+from dinoengine.data.datasets import Synthetic
 from dinoengine.engine import SSLTrainer, run_command
 from tests.conftest import TINY
 
@@ -55,7 +58,7 @@ def test_the_table_of_eval_only_names_the_file(tmp_path: Path, capsys: pytest.Ca
     for words in (("MODEL.WEIGHTS", path), ("--resume",)):
         run_command(SSLTrainer, _words(tmp_path / "run", "--eval-only", *words))
         out = capsys.readouterr().out
-        assert f"\nteacher of {path} " in out
+        assert f"\nWeights: {path}\n" in out
         assert "trained teacher" not in out
 
 
@@ -128,3 +131,38 @@ def test_a_resume_that_does_not_fit_leaves_the_config(tmp_path: Path, capsys: py
     assert (tmp_path / "config.yaml").read_bytes() == before
     run_command(SSLTrainer, _words(tmp_path, "SOLVER.MAX_ITER", 4, "--resume"))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("TEST.EVALUATORS", "('knn','liner')"), "No 'liner' in the EVALUATOR registry (did you mean 'linear'?)"),
+        (("DATASETS.TEST", "without labels"), "'knn' needs labels, and the test set"),
+        (("TEST.EVALUATORS", "('knn','knn')"), "names an evaluator twice"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_found_before_the_model_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, str], message: str
+) -> None:
+    class NeverBuilt(SSLTrainer):
+        @classmethod
+        def build_model(cls, cfg: Any) -> Any:
+            raise AssertionError("the model was built")
+
+    class NoLabels(Synthetic):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.class_names = None
+
+    torch.save({"model": {}}, tmp_path / "w.pth")
+    DatasetCatalog.register("without labels", NoLabels)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_command(
+                NeverBuilt,
+                _words(tmp_path / "run", "--eval-only", *words, "MODEL.WEIGHTS", tmp_path / "w.pth"),
+            )
+    finally:
+        DatasetCatalog.remove("without labels")
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

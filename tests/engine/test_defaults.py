@@ -36,6 +36,7 @@ def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
         "IterationTimer",
         "LRScheduler",
         "NonFiniteGuard",
+        "BadImageLog",
         "TorchProfiler",
         "PreciseBN",
         "PeriodicCheckpointer",

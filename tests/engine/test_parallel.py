@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from dinoengine.checkpoint import Checkpointer, CheckpointWriteError
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.engine import SSLTrainer, create_ddp_model, hooks, launch, unwrap_model
 from dinoengine.utils import comm
@@ -87,6 +89,37 @@ def _metrics() -> dict[str, Any]:
     return {name: h.values() for name, h in trainer.storage.histories().items()}
 
 
+def _saving(folder: str) -> dict[str, Any]:
+    """A disk that is full in iterations 3 and 7, clocks that disagree, files in the background, a best one: what this rank
+    has seen of it, and how the run ends."""
+    folder = os.path.join(folder, "saving")
+    clock = itertools.count(0, 0 if comm.get_rank() else 60)  # a minute passes between two looks, or none
+    save, full_at = torch.save, {3, 7}
+
+    def write(data: Any, file: Any) -> None:
+        if data["iteration"] in full_at:
+            raise OSError(28, "No space left on device")
+        save(data, file)
+
+    trainer = toy_trainer()
+    trainer.model = create_ddp_model(trainer.model)
+    checkpointer = Checkpointer(unwrap_model(trainer.model), folder, on_error="continue", trainer=trainer)
+    put = hooks.CallbackHook(after_step=lambda t: t.storage.put_scalar("m", t.iter // 3, role="eval"))
+    periodic = hooks.PeriodicCheckpointer(
+        checkpointer, 4, minutes=1, check_period=2, background=True, clock=lambda: float(next(clock))
+    )
+    trainer.register_hooks([put, periodic, hooks.BestCheckpointer(checkpointer, "m")])
+    torch.save = write  # type: ignore[assignment]
+    try:
+        trainer.train(0, 8)
+        end = "saved"
+    except CheckpointWriteError as error:
+        end = str(error)
+    finally:
+        torch.save = save
+    return {"num_failed": checkpointer.num_failed, "end": end, "files": sorted(os.listdir(folder))}
+
+
 def _work(folder: str) -> None:
     """Everything that needs two processes, in one go: starting processes is what costs."""
     torch.set_num_threads(1)
@@ -95,6 +128,7 @@ def _work(folder: str) -> None:
     report["gradients"] = {n: _gradients(n) for n in (1, 2)}
     report["fp16 gradients"] = _gradients(1, fp16_compression=True)
     report["metrics"] = _metrics()
+    report["saving"] = _saving(folder)
     report["wrapped"] = isinstance(create_ddp_model(ToyModel()), DistributedDataParallel)
     torch.save(report, os.path.join(folder, f"rank{comm.get_rank()}.pt"))
 
@@ -126,6 +160,23 @@ def test_a_bad_loss_on_one_rank_stops_both_before_the_optimizer(two_ranks: list[
     for rank in two_ranks:
         assert "not finite in iteration 2" in rank["bad step"]["message"]
         assert rank["bad step"]["unchanged"]
+
+
+@pytest.mark.slow
+def test_processes_agree_on_what_is_saved_and_on_what_fails(two_ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["saving"] for rank in two_ranks)
+    assert first == second
+    # 3 and 7 by the period, in the background, and the best of 3 find no room; 1 and 5 are by the clock of rank 0.
+    assert first["num_failed"] == 3
+    assert "model_final.pth could not be written: No space left on device" in first["end"]
+    assert "the last good checkpoint is model_0000005.pth" in first["end"]
+    assert first["files"] == [
+        "last_checkpoint",
+        "model_0000001.pth",
+        "model_0000005.pth",
+        "model_best.json",
+        "model_best.pth",
+    ]
 
 
 @pytest.mark.slow

@@ -37,6 +37,18 @@ def test_flags_stand_before_after_or_among_overrides(words: list[str]) -> None:
     assert (args.num_gpus, args.resume, args.opts) == (2, True, ["A.B", "1", "C=2"])
 
 
+def test_flags_of_common_forks_are_keys() -> None:
+    words = ["--num-gpus", "0", "DATASETS.TRAIN=digits"]
+    flags = ["--save-frequency", "50", "--max-to-keep", "3"]
+    solver = load_config(_args(*words, *flags)).SOLVER
+    assert (solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_MAX_TO_KEEP) == (50, 3)
+    assert load_config(_args(*words, *flags, "SOLVER.CHECKPOINT_PERIOD", "50")).SOLVER.CHECKPOINT_PERIOD == 50
+    with pytest.raises(ConfigError, match=r"--save-frequency: 50 and the override SOLVER.CHECKPOINT_PERIOD 60 are one"):
+        load_config(_args(*words, *flags, "SOLVER.CHECKPOINT_PERIOD=60"))
+    with pytest.raises(ConfigError, match=r"SOLVER.CHECKPOINT_MAX_TO_KEEP must be"):
+        load_config(_args(*words, "--max-to-keep", "-1"))
+
+
 def test_negative_values_are_values(tmp_path: Path) -> None:
     assert _args("SEED", "-1", "--resume").opts == ["SEED", "-1"]
 

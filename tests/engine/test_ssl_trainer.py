@@ -88,15 +88,16 @@ def test_a_finished_run_resumed_shows_its_table_and_changes_nothing(
 ) -> None:
     tiny_cfg.merge_from_list(["TEST.BASELINES", "('pixels','untrained')", "SOLVER.MAX_ITER", 3])
     _train(tiny_cfg)
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("raw", "untrained", "trained"))]
-    assert len(table) == 3
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("knn", "top1"))]
+    assert table[0].split() == ["knn", "unit", "raw", "pixels", "untrained", "backbone", "trained", "teacher"]
+    assert len(table) == 3  # two numbers of neighbours
     before = {
         p.name: p.read_bytes() for p in Path(tiny_cfg.OUTPUT_DIR).rglob("*") if p.is_file() and p.name != "log.txt"
     }
     _train(tiny_cfg, resume=True)
     out = capsys.readouterr().out
     assert "Nothing to train: iteration 3 of 3 is done already." in out
-    assert [line for line in out.splitlines() if line.startswith(("raw", "untrained", "trained"))] == table
+    assert [line for line in out.splitlines() if line.startswith(("knn", "top1"))] == table
     assert {
         p.name: p.read_bytes() for p in Path(tiny_cfg.OUTPUT_DIR).rglob("*") if p.is_file() and p.name != "log.txt"
     } == before
@@ -168,7 +169,7 @@ def test_every_checkpoint_holds_only_data_and_the_teacher_of_its_iteration(tiny_
     for iteration in (1, 3):
         saved = torch.load(Path(tiny_cfg.OUTPUT_DIR, f"model_000000{iteration}.pth"), weights_only=True)
         assert saved["iteration"] == iteration
-        assert saved.keys() == {"model", "trainer", "config", "iteration"}
+        assert saved.keys() == {"model", "trainer", "config", "iteration", "digest"}
         assert all(torch.equal(saved["model"][k], v) for k, v in teachers[iteration].items())
 
 

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dinoengine.config import CfgNode, get_cfg
+from dinoengine.config import CfgNode, ConfigError, get_cfg
 from dinoengine.data import build_test_loader
 from dinoengine.evaluation import (
     EVALUATOR_REGISTRY,
     DatasetEvaluator,
     DatasetEvaluators,
+    DenseKNNEvaluator,
     KNNEvaluator,
+    UnsuitableTestSetError,
     build_evaluator,
+    check_evaluator_names,
     inference_on_dataset,
 )
 from tests.evaluation.fakes import identity_features
+from tests.masks import write_mask_folder
 
 TEST = "synthetic:num_images=6:num_classes=3:size=8:seed=1"
 
@@ -95,3 +101,56 @@ def test_unknown_evaluators_list_the_known() -> None:
 def test_a_name_can_be_taken_once() -> None:
     with pytest.raises(ValueError, match="'knn' is already registered in the EVALUATOR registry"):
         EVALUATOR_REGISTRY.register("knn", DatasetEvaluator)
+
+
+def test_every_unknown_name_is_found_before_anything_is_built() -> None:
+    with pytest.raises(
+        ConfigError, match=r"(?s)1\. No 'kn' .*did you mean 'knn'.*2\. No 'liner' .*did you mean 'linear'"
+    ):
+        check_evaluator_names(_cfg("TEST.EVALUATORS=('kn', 'label_free', 'liner')"))
+    check_evaluator_names(_cfg("TEST.EVALUATORS=('knn', 'label_free')"))
+
+
+def _with_masks(folder: Path, evaluators: str) -> tuple[CfgNode, str]:
+    """Both kinds of test set; the mask evaluators have a training set of their own."""
+    masks = write_mask_folder(folder, 2)
+    cfg = _cfg(f"TEST.EVALUATORS={evaluators}", f"TEST.DENSE_KNN.TRAIN={masks}", f"TEST.SEGMENTATION.TRAIN={masks}")
+    cfg.DATASETS.TEST = (TEST, masks)
+    return cfg, masks
+
+
+def test_labels_and_masks_may_be_evaluated_in_one_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg, masks = _with_masks(tmp_path, "('knn', 'dense_knn')")
+    with caplog.at_level(logging.INFO):
+        _knn(build_evaluator(cfg, TEST))
+        (dense,) = build_evaluator(cfg, masks).evaluators
+    assert isinstance(dense, DenseKNNEvaluator)
+    left_out = [message for message in caplog.messages if "leaves out" in message]
+    assert [message.split(":")[0] for message in left_out] == [
+        "The evaluator 'dense_knn' leaves out 'synthetic",
+        "The evaluator 'knn' leaves out 'masks",
+    ]
+
+
+def test_an_evaluator_that_suits_no_test_set_is_an_error(tmp_path: Path) -> None:
+    cfg, masks = _with_masks(tmp_path, "('knn', 'dense_knn')")
+    cfg.DATASETS.TEST = (masks,)
+    with pytest.raises(UnsuitableTestSetError, match=r"'knn' needs labels.*It has masks, which 'dense_knn' and"):
+        build_evaluator(cfg, masks)
+    cfg.DATASETS.TEST = (TEST,)
+    with pytest.raises(UnsuitableTestSetError, match=r"'dense_knn' needs masks.*labels of whole images.*'knn'"):
+        build_evaluator(cfg, TEST)
+
+
+def test_a_test_set_that_suits_no_evaluator_is_an_error(tmp_path: Path) -> None:
+    cfg, masks = _with_masks(tmp_path, "('knn', 'logreg')")
+    with pytest.raises(UnsuitableTestSetError, match="'knn' needs labels"):
+        build_evaluator(cfg, masks)
+
+
+def test_a_training_set_that_does_not_suit_is_always_an_error(tmp_path: Path) -> None:
+    """Only what is tested decides what is left out; a wrong training set is a mistake."""
+    cfg, masks = _with_masks(tmp_path, "('knn', 'dense_knn')")
+    cfg.TEST.KNN.TRAIN = (masks,)
+    with pytest.raises(ValueError, match="'knn' needs labels, and its training set"):
+        build_evaluator(cfg, TEST)

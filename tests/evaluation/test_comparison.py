@@ -61,6 +61,25 @@ def test_a_table_per_group_and_between_groups_the_reason() -> None:
     ]
 
 
+def test_an_evaluator_that_one_record_lacks_is_one_line() -> None:
+    knn, dense = {"knn": {"k": [10], "temperature": 0.07}}, {"dense_knn": {"k": 30}, "linear": {"lrs": [1], "seed": 0}}
+    text = render(
+        {
+            "a/eval/a.json": _record(protocol={**knn, "linear": dense["linear"]}),
+            "b/eval/b.json": _record(protocol=dense),
+        }
+    )
+    reasons = text.split("Not comparable with group 1:\n")[1].splitlines()[:3]
+    assert reasons[:2] == ["  knn: only in group 1", "  dense_knn: only in group 2"]
+    assert not reasons[2].startswith("  ")
+
+
+def test_weights_that_came_from_no_file_are_untrained() -> None:
+    record = _record(None)
+    record["weights"]["file"] = ""
+    assert "untrained (no file)" in render({"a/eval/a.json": record})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

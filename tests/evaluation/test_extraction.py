@@ -12,7 +12,14 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import build_test_loader
-from dinoengine.evaluation import Extraction, FeatureStore, extract_features, extract_to_store, weights_sha256
+from dinoengine.evaluation import (
+    Extraction,
+    FeatureStore,
+    extract_features,
+    extract_to_store,
+    feature_store,
+    weights_sha256,
+)
 from dinoengine.evaluation import extraction as extraction_module
 from dinoengine.modeling import FeatureModel, VisionTransformer
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
@@ -69,7 +76,7 @@ def test_cls_rows_are_those_of_the_evaluators(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(store.features["cls"]), expected.features)
     assert store.labels is not None
     assert store.labels.tolist() == [i % 3 for i in range(11)]
-    assert store.names == [f"synthetic[{i}]" for i in range(11)]
+    assert store.names == [f"synthetic:seed=0[{i}]" for i in range(11)]
     assert len(store) == 11
 
 
@@ -216,7 +223,9 @@ def test_features_beyond_float16_are_named(tmp_path: Path) -> None:
     model = _model()
     with torch.no_grad():
         model.backbone.norm.bias += 1e5  # type: ignore[union-attr, operator]
-    with pytest.raises(ValueError, match=r"too large for float16, e.g. those of synthetic\[0\].*normalize"):
+    with pytest.raises(
+        ValueError, match=r"float16 features of 4 of 4 .* e.g. synthetic\[0\].* too large for float16; .*normalize"
+    ):
         extract_to_store(model, _cfg(), DATA, str(tmp_path / "a"), Extraction(dtype="float16"))
     extract_to_store(model, _cfg(), DATA, str(tmp_path / "b"), Extraction(dtype="float16", normalize=True))
 
@@ -238,3 +247,42 @@ def test_what_the_backbone_cannot_give(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"The backbone has 3 blocks; got the last 9"):
         extract_to_store(_model(), _cfg(), DATA, path, Extraction(num_last_blocks=9))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_interrupted_run_leaves_behind_is_said(
+    tmp_path: Path, killed_after: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "store")
+    killed_after(1)
+    with pytest.raises(KeyboardInterrupt):
+        extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+    assert any(f"Not complete: {path}.unfinished keeps the rows" in m and "same command" in m for m in caplog.messages)
+    caplog.clear()
+    killed_after(9)
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+    assert "Not complete" not in caplog.text
+
+
+def test_a_place_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """A file where a folder should be; permissions do not stop everyone."""
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / "file" / "store")
+    with pytest.raises(
+        ValueError, match=rf"cannot be written to {path}: Not a directory .*Name a place in a folder that"
+    ):
+        extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+
+
+def test_a_finished_store_gets_the_parquet_index_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "store")
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+    written: list[tuple[int, str]] = []
+    monkeypatch.setattr(extraction_module, "require_pyarrow", lambda: None)
+    monkeypatch.setattr(feature_store, "_write_parquet", lambda rows, folder: written.append((len(rows), folder)))
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction())
+    assert written == []
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction(), parquet=True)
+    assert written == [(11, path)]
+    (tmp_path / "store" / "index.parquet").write_text("")
+    extract_to_store(_model(), _cfg(), DATA, path, Extraction(), parquet=True)
+    assert written == [(11, path)]

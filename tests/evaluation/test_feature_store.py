@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,6 +67,44 @@ def test_a_crash_while_the_files_are_made_leaves_nothing_to_resume(
     assert [p.name for p in tmp_path.iterdir()] == ["s.unfinished"]
 
 
+def test_files_have_all_their_blocks_before_a_row_is_written(tmp_path: Path) -> None:
+    writer = StoreWriter(str(tmp_path / "s"), DATASET, {}, {"x": ((2**17,), "float32")})
+    writer.close()
+    stat = os.stat(tmp_path / "s.unfinished" / "x.npy")
+    assert stat.st_size > 5 * 2**19
+    assert stat.st_blocks * 512 >= stat.st_size
+
+
+def test_a_full_disk_is_said_before_a_row_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * 2**20))
+        with pytest.raises(OSError, match=rf"features need 10 MiB in {tmp_path}, where 3 MiB are free \(No space left"):
+            StoreWriter(str(tmp_path / "s"), DATASET, {}, {"x": ((2**19,), "float32")})
+    assert list(tmp_path.iterdir()) == []
+    _writer(tmp_path / "s").close()
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, None])
+def test_where_blocks_cannot_be_allocated_the_store_is_made_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    def unsupported(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(code, "unsupported")
+
+    if code is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    writer = _writer(tmp_path / "s")
+    _write(writer, [0, 1, 2, 3, 4])
+    writer.finish()
+    np.testing.assert_array_equal(FeatureStore(str(tmp_path / "s")).features["x"], ROWS)
+
+
 def test_two_runs_never_write_at_once(tmp_path: Path) -> None:
     writer = _writer(tmp_path / "s")
     for overwrite in (False, True):
@@ -97,6 +138,18 @@ def test_there_is_no_store(tmp_path: Path) -> None:
         FeatureStore(str(tmp_path / "nothing"))
 
 
+def test_tokens_that_were_not_extracted_are_asked_for_with_what_is_there(tmp_path: Path) -> None:
+    writer = _writer(tmp_path / "s")
+    _write(writer, [0, 1, 2, 3, 4])
+    writer.finish()
+    store = FeatureStore(str(tmp_path / "s"))
+    with pytest.raises(KeyError) as error:
+        store.features["patch"]
+    assert str(error.value).startswith(f"{tmp_path / 's'} has no 'patch'; it has x. Extract again")
+    assert "--tokens x,patch" in str(error.value)
+    assert store.features.get("patch") is None  # what may be absent is asked for in this way
+
+
 def test_processes_of_several_machines_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comm, "get_world_size", lambda: 4)
     monkeypatch.setattr(comm, "get_local_size", lambda: 2)
@@ -105,7 +158,7 @@ def test_processes_of_several_machines_are_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_index_rows_hold_names_labels_and_classes() -> None:
-    assert index_rows(DATASET)[3] == {"name": "synthetic[3]", "label": 1, "class": DATASET.class_names[1]}  # type: ignore[index]
+    assert index_rows(DATASET)[3] == {"name": "synthetic:seed=0[3]", "label": 1, "class": DATASET.class_names[1]}  # type: ignore[index]
 
 
 def test_without_pyarrow_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,13 +141,17 @@ def _cls_of(tokens: Tensor) -> Tensor:
     return tokens[:, 0]
 
 
-def test_a_collector_can_be_finished_twice_and_goes_on_collecting() -> None:
+def test_a_collector_is_empty_after_it_was_finished() -> None:
     collector = FeatureCollector()
     collector.add(ROWS[3:], None, torch.arange(3, 7))
     collector.add(ROWS[:3], None, torch.arange(3))
-    assert torch.equal(collector.finish().features, collector.finish().features)
-    collector.add(torch.tensor([[8.0, 9.0]]), None, torch.tensor([7]))
-    assert torch.equal(collector.finish().features, torch.cat((ROWS, torch.tensor([[8.0, 9.0]]))))
+    assert torch.equal(collector.finish().features, ROWS)
+    with pytest.raises(ValueError, match="did not give every image"):
+        collector.finish()
+    collector.add(ROWS[:1], LABELS[:1], torch.tensor([0]))
+    again = collector.finish()
+    assert torch.equal(again.features, ROWS[:1])
+    assert torch.equal(again.labels, LABELS[:1])  # type: ignore[arg-type]
 
 
 def test_a_collector_holds_its_rows_and_not_the_tokens_they_were_cut_from() -> None:

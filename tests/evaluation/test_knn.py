@@ -338,7 +338,10 @@ def test_one_try_has_no_spread_and_classes_with_fewer_images_are_said(
     assert sorted(bank.labels[rows].tolist()) == [-2, 7, 7]  # type: ignore[index]
     found = knn_accuracy(bank, bank, [1], num_per_class=[3])
     assert found.keys() == {"top1_k1", "top1_k1_n3", "top1_k3_n3"}
-    assert warnings_logged.messages[-1] == ("k-NN: 1 of 2 classes have fewer than 3 training images; all of them vote.")
+    assert warnings_logged.messages[-1] == (
+        "k-NN: 1 of 2 classes have fewer than 3 training images (1 to 1), and all of those are taken: results called _n3 "
+        "are of 4 training images, not 6."
+    )
 
 
 # --- the type of similarities ------------------------------------------------------------------------------------

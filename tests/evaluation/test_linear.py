@@ -148,7 +148,9 @@ def test_a_killed_probe_goes_on_when_the_command_is_given_again(
     assert not list(Path(cfg.OUTPUT_DIR, "eval").glob("*.pth"))
 
 
-def test_test_sets_share_the_heads_of_one_training(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("period", [0, 3])
+def test_test_sets_share_the_heads_of_one_training(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, period: int) -> None:
+    cfg.TEST.LINEAR.CHECKPOINT_PERIOD = period
     alone = {dataset: _run(cfg, dataset=dataset)[0] for dataset in (TEST, VAL)}
     step, steps = LinearHeads.step, []
 
@@ -223,7 +225,9 @@ def test_features_that_are_not_finite_are_an_error_not_a_result(cfg: CfgNode) ->
     model = _model(cfg)
     with torch.no_grad():
         model.backbone.norm.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"features of 10 images .* not finite, e\.g\. of synthetic\["):
+    with pytest.raises(
+        ValueError, match=r"training features of 10 of 10 images are not finite, e\.g\. synthetic:seed=0\["
+    ):
         _run(cfg, model)
 
 

@@ -34,7 +34,7 @@ def _train(
 ) -> LinearHeads:
     heads = LinearHeads(GRID, DIM, CLASSES)
     settings = {"num_iters": 9, "validate": lambda iteration: None, **settings}
-    train_heads(heads, stream, batch_size=BATCH, describe="picture {}".format, checkpoint=checkpoint, **settings)
+    train_heads(heads, stream, batch_size=BATCH, dataset=None, checkpoint=checkpoint, **settings)
     return heads
 
 
@@ -124,7 +124,7 @@ def test_the_lr_falls_in_a_cosine_to_zero() -> None:
         _stream,
         num_iters=6,
         batch_size=BATCH,
-        describe=str,
+        dataset=None,
         checkpoint=ProbeCheckpoint("nowhere", {}),
         validate=validated.append,
         val_period=2,
@@ -138,5 +138,7 @@ def test_features_that_are_not_finite_are_named(tmp_path: Path) -> None:
         for batch in _stream(start_iter):
             yield batch._replace(features=batch.features.masked_fill(batch.indices[:, None] == 7, float("nan")))
 
-    with pytest.raises(ValueError, match="features of 1 images of a training batch.* not finite, e.g. of picture 7"):
+    with pytest.raises(
+        ValueError, match=r"The training features of 1 of \d+ images are not finite, e\.g\. images number \[7\]"
+    ):
         _train(ProbeCheckpoint(str(tmp_path), {}), stream)

@@ -98,7 +98,23 @@ def test_starting_from_the_solution_before_does_not_change_the_optimum() -> None
 def test_of_equally_good_values_of_c_the_smallest_is_taken() -> None:
     separable = Rows(np.repeat(np.eye(2) * 10, 4, axis=0), np.repeat([0, 1], 4))
     cs = tuple(10.0 ** np.linspace(-1, 2, 2 * CHAIN))
-    assert choose_c(separable, separable, LogregSettings(cs=cs))[0] == cs[0]
+    assert choose_c(separable, separable, LogregSettings(cs=cs)).c == cs[0]
+
+
+def test_the_last_fit_starts_from_the_solution_that_c_was_chosen_by() -> None:
+    everything, judge = _rows(0, 400), _rows(1, 100)
+    fit = Rows(*(part[:360] for part in everything))
+    choice = choose_c(fit, judge, SETTINGS)
+    of_its_own = Regression(SETTINGS)
+    of_its_own.fit(fit, choice.c)
+    assert (choice.regression.hits(judge, 3) == of_its_own.hits(judge, 3)).all()  # not that of the last C of its chain
+    cold = Regression(SETTINGS)
+    cold.fit(everything, choice.c)
+    assert choice.regression.has_classes_of(everything)
+    assert not choice.regression.has_classes_of(_rows(0, 60, classes=6))
+    choice.regression.fit(everything, choice.c)
+    np.testing.assert_allclose(choice.regression._model.coef_, cold._model.coef_, atol=1e-4)
+    assert choice.regression._model.n_iter_ < cold._model.n_iter_
 
 
 def test_mean_per_class_by_hand() -> None:

@@ -49,10 +49,11 @@ def test_it_learns_from_features_that_tell_and_not_from_those_that_do_not(probe_
 
 
 def test_four_blocks_of_a_model_whose_gradients_stay_untouched(probe_cfg: CfgNode) -> None:
-    probe_cfg.merge_from_list(["TEST.SEGMENTATION.ITERS", 3, "TEST.SEGMENTATION.NUM_LAST_BLOCKS", 4])
+    constant = _results(probe_cfg, ConstantPatches())
+    probe_cfg.merge_from_list(["TEST.SEGMENTATION.NUM_LAST_BLOCKS", 4])
     model = _vit()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert _results(probe_cfg, model)["pixel_accuracy"] > 0
+    assert _results(probe_cfg, model)["miou"] > constant["miou"] + 25  # 75 and 24
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
@@ -68,7 +69,7 @@ def test_the_tokens_of_several_blocks_stand_side_by_side() -> None:
         torch.testing.assert_close(last_patch_tokens(model, images, 1)[0], blocks[-1].patch_tokens)
     with pytest.raises(ValueError, match="NUM_LAST_BLOCKS 1, not 4"):
         last_patch_tokens(ColourPatches(), images, 4)
-    with pytest.raises(ValueError, match=r"has blocks 0\.\.1"):
+    with pytest.raises(ValueError, match=r"The backbone has 2 blocks; got the last 4"):
         last_patch_tokens(_vit(2), images, 4)
 
 
@@ -80,7 +81,21 @@ def test_features_that_are_not_finite_are_named(probe_cfg: CfgNode, tmp_path: Pa
     image = Image.open(path)
     image.putpixel((0, 0), (255, 255, 255))
     image.save(path)
-    with pytest.raises(ValueError, match=r"features of 1 of 6 images are not finite, e\.g\. images number \[3\]"):
+    with pytest.raises(ValueError, match=r"The scores of 1 of 6 images are not finite, e\.g\. .*/test/images/03\.png"):
+        _results(probe_cfg, BrokenPatches())
+
+
+def test_training_features_that_are_not_finite_are_named_before_a_step_with_them(
+    probe_cfg: CfgNode, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    probe_cfg.merge_from_list(["TEST.SEGMENTATION.RESIZE_RATIO", (1.0, 1.0), "TEST.SEGMENTATION.HFLIP_PROB", 0.0])
+    path = tmp_path / "train" / "images" / "04.png"
+    Image.new("RGB", Image.open(path).size, (255, 255, 255)).save(path)
+    with pytest.raises(
+        ValueError, match=r"training features of 1 of \d+ images are not finite, e\.g\. .*/train/images/04\.png"
+    ):
         _results(probe_cfg, BrokenPatches())
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dinoengine.config import get_cfg
-from dinoengine.evaluation import flatten_results_dict, print_csv_format, results_table, verify_results
+from dinoengine.evaluation import flatten_results_dict, print_csv_format, results_tables, verify_results
+from dinoengine.evaluation.testing import unit_of
 
 RESULTS = {"knn": {"top1_k10": 96.5, "top1_k20": 97.25}, "probe": {"top-1": 80.0}}
 
@@ -133,27 +134,62 @@ def test_rows_survive_the_config() -> None:
     assert verify_results(reread.TEST.EXPECTED_RESULTS, RESULTS)
 
 
-# --- results_table -----------------------------------------------------------------------------------------------
+# --- results_tables ----------------------------------------------------------------------------------------------
 
 
-def test_table_has_a_row_per_feature_and_a_column_per_metric_in_order_of_appearance() -> None:
+def test_an_evaluator_has_a_table_with_a_row_per_metric_and_a_column_per_feature() -> None:
     rows = {
-        "raw pixels": {"top1_k10": 95.0, "top1_k20": 94.123},
-        "trained teacher": {"top1_k20": 97.0, "top1_k10": 98.5},
+        "raw pixels": {"knn/top1_k10": 95.0, "knn/top1_k20": 94.123},
+        "trained teacher": {"knn/top1_k20": 97.0, "knn/top1_k10": 98.5},
     }
-    header, _, pixels, teacher = (line.split() for line in results_table(rows).splitlines())
-    assert header == ["feature", "top1_k10", "top1_k20"]
-    assert pixels == ["raw", "pixels", "95.00", "94.12"]
-    assert teacher == ["trained", "teacher", "98.50", "97.00"]
+    header, _, first, second = results_tables(rows).splitlines()
+    assert header.split() == ["knn", "unit", "raw", "pixels", "trained", "teacher"]
+    assert first.split() == ["top1_k10", "%", "95.00", "98.50"]
+    assert second.split() == ["top1_k20", "%", "94.12", "97.00"]
 
 
-def test_table_keeps_metrics_that_only_one_feature_has() -> None:
-    header, _, first, second = (line.split() for line in results_table({"a": {"x": 1.0}, "b": {"y": 2.0}}).splitlines())
-    assert header == ["feature", "x", "y"]
-    assert first[:2] == ["a", "1.00"]
-    assert second[0::2] == ["b", "2.00"]
+def test_evaluators_have_tables_of_their_own_without_features_that_lack_them() -> None:
+    rows = {
+        "raw pixels": {"knn/top1_k10": 95.0},
+        "teacher": {"knn/top1_k10": 98.5, "label_free/rankme": 30.8642, "label_free/teacher_entropy": 1.25},
+    }
+    knn, label_free = results_tables(rows).split("\n\n")
+    assert "raw pixels" in knn
+    assert "rankme" not in knn
+    assert label_free.splitlines()[2].split() == ["rankme", "30.86"]
+    assert "raw pixels" not in label_free
+    assert label_free.splitlines()[-1].split() == ["teacher_entropy", "nats", "1.25"]
 
 
-def test_table_shows_a_dash_for_what_was_not_measured() -> None:
-    table = results_table({"a": {"x": 1.0}, "b": {"x": 2.0, "y": 3.0}})
-    assert table.splitlines()[2].split() == ["a", "1.00", "-"]
+def test_tables_show_a_dash_for_what_was_not_measured() -> None:
+    table = results_tables({"a": {"t/x": 1.0}, "b": {"t/x": 2.0, "t/y": 3.0}})
+    assert table.splitlines()[3].split() == ["y", "-", "3"]
+
+
+@pytest.mark.parametrize(
+    "metric, unit",
+    [
+        ("top1", "%"),
+        ("val_top1", "%"),
+        ("top5_k10_n5_std", "%"),
+        ("mean_per_class", "%"),
+        ("miou", "%"),
+        ("pixel_accuracy", "%"),
+        ("teacher_entropy", "nats"),
+        ("teacher_entropy_relative", ""),
+        ("rankme", ""),
+        ("topology", ""),
+    ],
+)
+def test_units(metric: str, unit: str) -> None:
+    assert unit_of(metric) == unit
+
+
+def test_tables_of_four_evaluators_with_baselines_are_at_most_100_columns_wide() -> None:
+    metrics = [
+        f"{task}/{name}"
+        for task in ("knn", "linear", "logreg", "label_free")
+        for name in ("top1_k200", "feature_std_relative")
+    ]
+    rows = {name: dict.fromkeys(metrics, 12.345) for name in ("raw pixels", "untrained backbone", "trained teacher")}
+    assert max(map(len, results_tables(rows).splitlines())) <= 100

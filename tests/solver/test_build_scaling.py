@@ -141,10 +141,11 @@ def test_scaling_a_tiny_run_up_leaves_at_least_one_iteration() -> None:
 
 def test_scaling_keeps_what_is_switched_off_switched_off() -> None:
     scaled = scale_config_to_world_size(_cfg(*RECIPE, "SOLVER.CHECKPOINT_PERIOD=0", "TEST.EVAL_PERIOD=0"), 2)
+    assert scaled.SOLVER.CHECKPOINT_KEEP_EVERY == 0
     assert scaled.SOLVER.CHECKPOINT_PERIOD == scaled.TEST.EVAL_PERIOD == 0
 
 
-@pytest.mark.parametrize("key", ["SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"])
+@pytest.mark.parametrize("key", ["SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_KEEP_EVERY", "TEST.EVAL_PERIOD"])
 def test_scaling_never_switches_a_period_off(key: str) -> None:
     cfg = _cfg("SOLVER.REFERENCE_WORLD_SIZE=1", "SOLVER.IMS_PER_BATCH=4", f"{key}=20")
     group, leaf = key.split(".")

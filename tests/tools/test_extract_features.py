@@ -62,6 +62,19 @@ def test_errors_are_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("words", [["--resize", "-5"], ["--crop", "0"], ["--num-workers", "-1"]])
+def test_numbers_that_cannot_be_are_refused_at_parsing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        TOOL.parse_args(["--weights", "w.pth", DATA, "out", *words])
+    assert f"{words[0]} must be {0 if words[0] != '--crop' else 1} or more; got {words[1]}" in capsys.readouterr().err
+
+
+def test_given_pixel_statistics_are_used_and_recorded(weights: str, tmp_path: Path) -> None:
+    assert _run(weights, tmp_path / "out", "--pixel-mean", "0.1,0.2,0.3", "--pixel-std", "0.5,0.5,0.5") == 0
+    found = FeatureStore(str(tmp_path / "out")).meta["preprocessing"]
+    assert (found["pixel_mean"], found["pixel_std"]) == ([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])
+
+
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         TOOL.main(["--help"])

@@ -38,6 +38,8 @@ def test_alone_objects_come_back() -> None:
     assert comm.all_gather(data) == [data]
     assert comm.gather(data) == [data]
     assert comm.broadcast_object(data) is data
+    assert comm.on_main_process(lambda: data) is data
+    assert comm.gather_results(lambda: data) == [data]
 
 
 def test_alone_the_main_process_runs_and_raises() -> None:
@@ -104,24 +106,6 @@ def _check_gather(rank: int, folder: Path) -> None:
 def _check_broadcast_object(rank: int, folder: Path) -> None:
     for src in (0, 1):
         assert comm.broadcast_object({"rank": rank}, src=src) == {"rank": src}
-
-
-class _NoCopyError(Exception):
-    def __init__(self, what: str, where: str) -> None:
-        super().__init__(f"{what} in {where}")
-
-
-def _check_on_main_process(rank: int, folder: Path) -> None:
-    assert comm.on_main_process(lambda: comm.get_rank() + 5) == 5
-    with pytest.raises(FileNotFoundError, match="gone"):
-        comm.on_main_process((folder / "gone").read_text)
-    with pytest.raises((_NoCopyError, RuntimeError), match="nothing in the box"):
-        comm.on_main_process(lambda: _raise(_NoCopyError("nothing", "the box")))
-    comm.synchronize()  # no rank is left behind in a collective
-
-
-def _raise(error: Exception) -> None:
-    raise error
 
 
 def _check_shared_random_seed(rank: int, folder: Path) -> None:
@@ -205,6 +189,53 @@ def _check_second_group(rank: int, folder: Path) -> None:
     assert comm.all_gather(rank) == [0, 1]  # not through the group that is gone
 
 
+class _OwnError(Exception):
+    def __init__(self, one: str, other: str) -> None:  # takes more than a text, so it cannot be unpickled
+        super().__init__(f"{one} and {other}")
+
+
+def _check_on_main_process(rank: int, folder: Path) -> None:
+    assert comm.on_main_process(lambda: ["from", comm.get_rank()]) == ["from", 0]
+
+    def fail() -> None:
+        (folder / f"worked_on_{rank}").touch()
+        raise FileNotFoundError("no such file: x")
+
+    with pytest.raises(FileNotFoundError, match=r"^no such file: x$"):
+        comm.on_main_process(fail)
+    assert not (folder / "worked_on_1").exists()
+
+    def fail_otherwise() -> None:
+        raise _OwnError("a", "b")
+
+    expected = _OwnError if rank == 0 else RuntimeError
+    with pytest.raises(expected, match=r"^a and b$" if rank == 0 else r"^_OwnError: a and b$"):
+        comm.on_main_process(fail_otherwise)
+
+
+def _check_gather_results_of_slow_work(rank: int, folder: Path) -> None:
+    """No collective may take as long as the work does: those that wait take part in one per heartbeat."""
+    rounds = []
+    plain, comm.all_gather = comm.all_gather, lambda data: rounds.append(data) or plain(data)  # type: ignore[func-returns-value]
+    heartbeat, comm.HEARTBEAT_SECONDS = comm.HEARTBEAT_SECONDS, 0.1
+    try:
+        assert comm.gather_results(lambda: time.sleep(1.0 * rank) or rank) == [0, 1]  # type: ignore[func-returns-value]
+    finally:
+        comm.all_gather, comm.HEARTBEAT_SECONDS = plain, heartbeat
+    assert len(rounds) >= 3
+    assert (rounds[0] is None) == (rank == 1)
+
+
+def _check_gather_results_with_an_error(rank: int, folder: Path) -> None:
+    def work() -> int:
+        if rank == 1:
+            raise ValueError("one is broken")
+        return rank
+
+    with pytest.raises(ValueError, match=r"^one is broken$"):
+        comm.gather_results(work)
+
+
 CHECKS: dict[str, Callable[[int, Path], None]] = {
     check.__name__.removeprefix("_check_"): check
     for check in (
@@ -221,6 +252,8 @@ CHECKS: dict[str, Callable[[int, Path], None]] = {
         _check_gather_with_grad_values,
         _check_gather_with_grad_gradient,
         _check_gather_with_grad_of_a_strided_gradient,
+        _check_gather_results_of_slow_work,
+        _check_gather_results_with_an_error,
         _check_second_group,  # last: it replaces the process group
     )
 }

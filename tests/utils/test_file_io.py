@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
 import signal
 import stat
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from iopath.common.file_io import PathHandler
 
-from dinoengine.utils.file_io import atomic_write, local_path, path_manager
+from dinoengine.utils.file_io import atomic_write, local_path, path_manager, remove_stale_temporaries, write_json
 
 
 def test_the_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_the_file_has_the_permissions_of_an_ordinary_one(tmp_path: Path, umask: 
 
 KILLED_WRITER = """
 import os, signal, sys
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import atomic_write, write_json
 with atomic_write(sys.argv[1], "w") as file:
     file.write("half")
     file.flush()
@@ -116,7 +118,12 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     with atomic_write(str(path), "w") as file:  # and the remains do not disturb the next attempt
         file.write("new")
+        (tmp_path / ".foreign.tmp").touch()
+        # What the killed process left goes; what is being written at the moment stays.
+        (removed,) = remove_stale_temporaries(str(tmp_path))
+    assert removed.startswith(".checkpoint.")
     assert path.read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == [".foreign.tmp", "checkpoint"]
 
 
 def test_data_and_folder_are_flushed_to_disk_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +172,15 @@ def test_other_schemes_go_through_the_handlers_of_the_one_manager(tmp_path: Path
 def test_importing_the_module_imports_no_iopath() -> None:
     code = "import sys, dinoengine.utils.file_io; sys.exit('iopath' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_json_files_are_valid_whatever_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(str(path), {"a": [1.5, math.nan, {"b": -math.inf}], "c": (math.inf, 2, "NaN"), "d": True, "e": None})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(path.read_text(), parse_constant=refuse)
+    assert found == {"a": [1.5, None, {"b": None}], "c": [None, 2, "NaN"], "d": True, "e": None}
+    assert path.read_text().endswith("}\n")

@@ -64,7 +64,7 @@ class HuggingFace(Layout):
                 if content.config is None
                 else "has a config.json that does not state its attention heads (num_attention_heads);"
             )
-            raise CheckpointError(f"{content.path} {problem} give --num-heads.")
+            raise CheckpointError(f"{content.path} {problem} give --num-heads N (in Python Hints(num_heads=N)).")
         self._check(config, content.path)
         has_registers = "register_tokens" in backbone
         return make_weights(

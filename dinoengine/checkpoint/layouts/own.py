@@ -113,9 +113,10 @@ def _facts_without_config(path: str, parts: dict[str, StateDict], hints: Hints, 
     """
     if hints.num_heads is None:
         raise CheckpointError(
-            f"{path}: {problem}; it states the attention heads: give --num-heads."
+            f"{path}: {problem}; it states the attention heads: give --num-heads N (in Python Hints(num_heads=N))."
             if problem
-            else f"{path} has no config, which states the attention heads; give --num-heads."
+            else f"{path} has no config, which states the attention heads; give --num-heads N (in Python "
+            "Hints(num_heads=N))."
         )
     registers = parts.get("backbone", {}).get("register_tokens")
     antialias, offset = published_interpolation(0 if registers is None else registers.shape[1])

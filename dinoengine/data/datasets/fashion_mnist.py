@@ -16,6 +16,8 @@ CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 SPLITS = {"train": "train", "test": "t10k"}
 # Where Debian's package dataset-fashion-mnist puts it, and where torchvision.datasets.FashionMNIST("data") does.
 DEFAULT_ROOTS = ("/usr/share/datasets/fashion-mnist", "data/FashionMNIST/raw")
+# Of the largest file, unpacked: 60,000 images and a header. A packed file may ask for any amount of memory.
+_MAX_BYTES = 60_000 * 28 * 28 + 16
 
 
 @DATASET_REGISTRY.register("fashion-mnist")
@@ -72,7 +74,7 @@ def _read_idx(roots: tuple[str, ...], name: str) -> np.ndarray:
         )
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-            data = file.read()
+            data = file.read(_MAX_BYTES + 1)
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({error}); get it anew.") from error
     num_dimensions = data[3] if len(data) > 3 else 0

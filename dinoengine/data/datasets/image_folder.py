@@ -10,6 +10,7 @@ import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
+from dinoengine.data.decode import read_image
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -63,20 +64,12 @@ class ImageFolder(ImageDataset):
         return os.path.join(self.root, os.fsdecode(self._bytes[start : self._ends[index]].tobytes()))
 
     def load(self, index: int) -> Any:
-        """Decode the file.
+        """Decode the file; see ``decode.read_image``.
 
         Raises:
-            OSError: if it is no image or cannot be read; names the path.
+            UnreadableImageError: if it is no image or cannot be read; names the path.
         """
-        from PIL import Image
-
-        path = self.path(index)
-        try:
-            image = Image.open(path)
-            image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise OSError(f"{path} is not a readable image ({error}). Remove or repair the file.") from error
-        return image
+        return read_image(self.path(index), self.max_image_pixels)
 
     def label(self, index: int) -> int | None:
         return None if self._labels is None else int(self._labels[index])

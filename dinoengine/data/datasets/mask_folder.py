@@ -11,6 +11,7 @@ import numpy as np
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.datasets.image_folder import ImageFolder
+from dinoengine.data.decode import read_size
 from dinoengine.structures import IGNORE
 
 CLASSES_FILE = "classes.txt"
@@ -61,23 +62,21 @@ class MaskFolder(ImageDataset):
     def load_mask(self, index: int) -> np.ndarray:
         """
         Raises:
-            OSError: if the file is no image.
+            UnreadableImageError: if the file is no image.
             ValueError: if it is in colour, not of the size of its image, or has values that are no class.
         """
-        from PIL import Image
-
         which = int(self._mask_of[index])
         mask, path = self._masks.load(which), self._masks.path(which)
         if mask.mode not in _MASK_MODES:
             raise ValueError(
                 f"{path} is a {mask.mode} image; a mask is an indexed or grey PNG whose values are class ids."
             )
-        with Image.open(self._images.path(index)) as image:  # its header is enough
-            if image.size != mask.size:
-                raise ValueError(
-                    f"The mask {path} has {mask.size[0]} x {mask.size[1]} pixels (width x height), its image "
-                    f"{image.size[0]} x {image.size[1]}; they must be the same."
-                )
+        width, height = read_size(self._images.path(index))
+        if (width, height) != mask.size:
+            raise ValueError(
+                f"The mask {path} has {mask.size[0]} x {mask.size[1]} pixels (width x height), its image "
+                f"{width} x {height}; they must be the same."
+            )
         values = np.array(mask, dtype=np.int64)
         num_classes = len(self.mask_class_names)
         ignored = values == self.ignore
@@ -90,8 +89,15 @@ class MaskFolder(ImageDataset):
         values[ignored] = IGNORE
         return values.astype(np.uint8)
 
+    def path(self, index: int) -> str:
+        return self._images.path(index)
+
     def describe(self, index: int) -> str:
         return self._images.describe(index)
+
+    def limit_pixels(self, max_image_pixels: int) -> None:
+        self._images.limit_pixels(max_image_pixels)
+        self._masks.limit_pixels(max_image_pixels)
 
 
 def _pairs(images: ImageFolder, masks: ImageFolder) -> np.ndarray:

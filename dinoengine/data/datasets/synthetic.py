@@ -77,7 +77,7 @@ class Synthetic(ImageDataset):
         return np.clip(image, 0, 255).astype(np.uint8)
 
     def describe(self, index: int) -> str:
-        return f"synthetic[{index}]"
+        return f"synthetic:seed={self.seed}[{index}]"
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

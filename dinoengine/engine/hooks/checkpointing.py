@@ -6,12 +6,15 @@ import json
 import logging
 import math
 import os
+import time
+from collections.abc import Callable
 
 from dinoengine.checkpoint import Checkpointer, periodic_checkpoints
+from dinoengine.checkpoint.retention import to_remove
 from dinoengine.config import ConfigError
 from dinoengine.engine.train_loop import HookBase, TrainerBase
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -19,20 +22,43 @@ logger = logging.getLogger(__name__)
 class PeriodicCheckpointer(HookBase):
     """``model_0000999.pth`` when 1000 iterations are done, and so on; ``model_final.pth`` at the end, early or not.
 
-    Register it on every rank: rank 0 writes, but all of them bring the metrics of the last iterations together.
+    Register it on every rank: rank 0 writes, but all of them bring the metrics of the last iterations together, and an
+    error is one of all of them.
     """
 
-    def __init__(self, checkpointer: Checkpointer, period: int, max_to_keep: int = 0) -> None:
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        period: int,
+        max_to_keep: int = 0,
+        *,
+        keep_every: int = 0,
+        minutes: float = 0.0,
+        check_period: int = 1,
+        background: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """
         Args:
             period: iterations; 0 saves only at the end.
             max_to_keep: periodic files kept, the newest; 0 keeps all. What counts is the folder, so it holds across
                 resumes. Files of later iterations, left behind by a run that went back to an earlier checkpoint, count
                 as the oldest. model_final and model_best are not touched.
+            keep_every: files in which a multiple of this number of iterations is done are kept beside those; 0: none.
+            minutes: save also when this much time has passed since the last save, whatever became of it; 0: never.
+            check_period: iterations between looks at the clock of rank 0, which decides for all.
+            background: write while training goes on. The last one of a run is waited for.
+            clock: seconds; must not jump.
         """
         self.checkpointer = checkpointer
         self.period = period
         self.max_to_keep = max_to_keep
+        self.keep_every = keep_every
+        self.minutes = minutes
+        self.check_period = check_period
+        self.background = background
+        self._clock = clock
+        self._last_time = 0.0
         self._num_saved = 0  # iterations that were done at the last save
 
     @property
@@ -40,33 +66,57 @@ class PeriodicCheckpointer(HookBase):
         """Whether the step that has just been done is in a checkpoint."""
         return self._num_saved == self.trainer.iter + 1
 
+    def before_train(self) -> None:
+        self._last_time = self._clock()
+
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self.period and done % self.period == 0:
-            self._save(f"model_{self.trainer.iter:07d}")
-            if self.max_to_keep and comm.is_main_process():
-                self._remove_old()
-        if done >= self.trainer.max_iter:
-            self._save("model_final")
+        is_end = done >= self.trainer.max_iter
+        if (self.period and done % self.period == 0) or (not is_end and self._time_is_up(done)):
+            self._save(f"model_{self.trainer.iter:07d}", then=self._remove_old_after(self.trainer.iter))
+        if is_end:
+            self._save_final()
 
     def after_train(self) -> None:
         if self.trainer.paused and self._num_saved != self.trainer.iter:
-            self._save(f"model_{_last_finished(self.trainer):07d}")
-            comm.synchronize()  # a process that ends before rank 0 has saved would end that one as well
-        elif self.trainer.succeeded and self.trainer.iter < self.trainer.max_iter:  # stopped by a hook behind this one
-            self._save("model_final")
+            # Collective: a process that ended before rank 0 has saved would end that one as well.
+            self._save(f"model_{_last_finished(self.trainer):07d}", required=True)
+        elif not self.trainer.succeeded:
+            self.checkpointer.settle()
+        elif self.trainer.iter < self.trainer.max_iter:  # stopped by a hook behind this one
+            self._save_final()
 
-    def _remove_old(self) -> None:
-        by_iteration = periodic_checkpoints(self.checkpointer.save_dir)
-        left_behind = [path for iteration, path in by_iteration.items() if iteration > self.trainer.iter]
-        of_this_run = [path for iteration, path in by_iteration.items() if iteration <= self.trainer.iter]
-        for path in (left_behind + of_this_run)[: -self.max_to_keep]:
-            os.remove(path)
+    def _time_is_up(self, done: int) -> bool:
+        # All processes ask in the same iterations; what their clocks say does not matter.
+        if not self.minutes or done % self.check_period:
+            return False
+        return bool(comm.broadcast_object(self._clock() - self._last_time >= 60 * self.minutes))
 
-    def _save(self, name: str) -> None:
+    def _remove_old_after(self, iteration: int) -> Callable[[], None]:
+        """What the thread that has written the file of ``iteration`` does next."""
+
+        def remove_old() -> None:
+            paths = periodic_checkpoints(self.checkpointer.save_dir)
+            for old in to_remove(paths, current=iteration, max_to_keep=self.max_to_keep, keep_every=self.keep_every):
+                try:
+                    os.remove(paths[old])
+                except OSError as error:
+                    logger.warning("%s could not be deleted: %s.", paths[old], error.strerror)
+
+        return remove_old
+
+    def _save_final(self) -> None:
+        self._save("model_final", required=True)
+        if self.checkpointer.num_failed:
+            logger.warning("%d checkpoint(s) of this run could not be written.", self.checkpointer.num_failed)
+
+    def _save(self, name: str, *, required: bool = False, then: Callable[[], None] | None = None) -> None:
         self.trainer.flush_metrics()  # the metric history in the checkpoint then reaches its iteration
-        self.checkpointer.save(name, iteration=_last_finished(self.trainer))
-        self._num_saved = _last_finished(self.trainer) + 1
+        iteration = _last_finished(self.trainer)
+        in_background = self.background and not required
+        self.checkpointer.save(name, required=required, background=in_background, then=then, iteration=iteration)
+        self._last_time = self._clock()
+        self._num_saved = iteration + 1
 
 
 def _last_finished(trainer: TrainerBase) -> int:
@@ -78,7 +128,8 @@ class BestCheckpointer(HookBase):
     """``model_best.pth`` whenever a metric is better than ever before; resuming still continues from the last.
 
     The best value lives in ``model_best.json`` beside the file, so it survives resuming. NaN and infinities are never
-    best. Register it after the EvalHook, on all processes; the first of them writes.
+    best. It is written before training goes on: what comes next may ask for the best. Register it after the EvalHook, on
+    all processes; the first of them writes.
     """
 
     def __init__(self, checkpointer: Checkpointer, metric: str, mode: str = "max") -> None:
@@ -136,21 +187,25 @@ class BestCheckpointer(HookBase):
         if iteration == self._seen_iteration:
             return
         self._seen_iteration = iteration
-        if comm.is_main_process():
-            self._judge(value, iteration)
+        if not comm.on_main_process(lambda: self._is_best(value, iteration)):
+            return
 
-    def _judge(self, value: float, iteration: int) -> None:
+        def record() -> None:
+            best = {"metric": self.metric, "mode": self.mode, "value": value, "iteration": iteration}
+            write_json(self._record_path, best, indent=None)
+
+        self.checkpointer.save("model_best", tag_last=False, then=record, iteration=_last_finished(self.trainer))
+
+    def _is_best(self, value: float, iteration: int) -> bool:
         if not math.isfinite(value):
             logger.warning("%s is %s at iteration %d: not a candidate for the best.", self.metric, value, iteration)
-            return
+            return False
         best = self.best()
         if best is not None and (value <= best[0] if self.mode == "max" else value >= best[0]):
-            return
+            return False
         before = "" if best is None else f", before {best[0]:.4f} at iteration {best[1]}"
         logger.info("Best %s so far: %.4f at iteration %d%s.", self.metric, value, iteration, before)
-        self.checkpointer.save("model_best", tag_last=False, iteration=_last_finished(self.trainer))
-        with atomic_write(self._record_path, "w") as file:
-            json.dump({"metric": self.metric, "mode": self.mode, "value": value, "iteration": iteration}, file)
+        return True
 
 
 class EarlyStopping(HookBase):

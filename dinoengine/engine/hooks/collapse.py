@@ -107,17 +107,16 @@ class CollapseGuard(HookBase):
             logger.warning("%s\nTo end such a run set COLLAPSE_GUARD.ACTION stop or rollback.", message)
             return
         self.trainer.flush_metrics()
-        end = self._stop() if self.action == "stop" else comm.broadcast_object(self._roll_back(list(found)))
+        self.checkpointer.wait()
+        end = self._stop() if self.action == "stop" else comm.on_main_process(lambda: self._roll_back(list(found)))
         raise CollapseError(f"{message}\n{end}")
 
     def _stop(self) -> str:
-        path = self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        path = self.checkpointer.save(f"model_{self.trainer.iter:07d}", required=True, iteration=self.trainer.iter)
         return f"The run was stopped (COLLAPSE_GUARD.ACTION stop) and saved in {path}."
 
     def _roll_back(self, kinds: list[str]) -> str:
-        """Rank 0 finds the checkpoint and moves the later ones out of the way; returns what is to be said."""
-        if not comm.is_main_process():
-            return ""
+        """Find the checkpoint and move the later ones out of the way; returns what is to be said."""
         folder = self.checkpointer.save_dir
         checkpoints = self._checkpoints(folder)
         healthy = ((i, path) for i, path in reversed(checkpoints) if self._is_healthy(i, path, kinds))
@@ -128,12 +127,14 @@ class CollapseGuard(HookBase):
                 "are: change one of these keys and start anew in another OUTPUT_DIR."
             )
         self.checkpointer.tag_last_checkpoint(os.path.basename(last_path))
-        for path in (path for iteration, path in checkpoints if iteration > last):
+        abandoned = [path for iteration, path in checkpoints if iteration > last]
+        for path in (*abandoned, *self._best_after(last, folder)):
             os.replace(path, os.path.join(folder, os.path.basename(path).replace("model_", "collapsed_", 1)))
         return (
-            f"last_checkpoint is now {os.path.basename(last_path)}, the last one before it; those after it are "
-            "called collapsed_*.pth. With the same settings the run would collapse again from there, so it was ended. Go "
-            "on with one of these keys changed (not those of a new run, which change what the checkpoint holds):\n"
+            f"last_checkpoint is now {os.path.basename(last_path)}, the last one before it; those after it (and "
+            "model_best, if it is one) are called collapsed_*. With the same settings the run would collapse again from "
+            "there, so it was ended. Go on with one of these keys changed (not those of a new run, which change what the "
+            "checkpoint holds):\n"
             f"  python tools/train_net.py --config-file {folder}/config.yaml --resume KEY VALUE"
         )
 
@@ -145,6 +146,14 @@ class CollapseGuard(HookBase):
         if os.path.exists(final):
             checkpoints.append((int(read_checkpoint(final)["iteration"]), final))
         return sorted(checkpoints)
+
+    @staticmethod
+    def _best_after(iteration: int, folder: str) -> list[str]:
+        """The files of the best checkpoint if it is of an iteration after this one: then it is no best to come up to."""
+        best, record = (os.path.join(folder, f"model_best.{kind}") for kind in ("pth", "json"))
+        if not os.path.exists(best) or int(read_checkpoint(best)["iteration"]) <= iteration:
+            return []
+        return [path for path in (record, best) if os.path.exists(path)]  # a best without its record is none
 
     def _is_healthy(self, iteration: int, path: str, kinds: list[str]) -> bool:
         """By what this run has seen, and by the metrics in the file itself, which may be older than this run."""

@@ -28,8 +28,11 @@ class PixelNorm(nn.Module):
         """[B, C, H, W] uint8 (0..255) or float (0..1) -> float32 of the same shape.
 
         Raises:
-            ValueError: if the number of channels is not that of mean and std.
+            ValueError: if it is no batch, or the number of channels is not that of mean and std.
         """
+        if images.ndim != 4:
+            hint = "; a single image becomes a batch by images[None]" if images.ndim == 3 else ""
+            raise ValueError(f"Expected a batch of images [B, C, H, W], got the shape {tuple(images.shape)}{hint}.")
         if images.shape[1] != self.pixel_mean.shape[0]:
             raise ValueError(
                 f"Got images with {images.shape[1]} channels, the model takes {self.pixel_mean.shape[0]} "

@@ -35,7 +35,7 @@ def test_classes_take_turns_and_have_names():
     assert [dataset.label(i) for i in range(8)] == [0, 1, 2, 3, 4, 5, 0, 1]
     assert dataset.class_names is not None
     assert len(set(dataset.class_names)) == 6
-    assert dataset.describe(17) == "synthetic[17]"
+    assert dataset.describe(17) == "synthetic:seed=0[17]"
 
 
 def test_images_of_one_class_differ():

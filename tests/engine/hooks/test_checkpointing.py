@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint import Checkpointer, CheckpointWriteError
 from dinoengine.config import ConfigError
 from dinoengine.engine import hooks
 from tests.engine.toys import IdleTrainer, ToyModel
@@ -58,6 +59,136 @@ def test_going_back_to_an_earlier_checkpoint_keeps_what_is_saved_from_there(tmp_
     assert _files(tmp_path) == ["model_0000003.pth", "model_0000009.pth", "model_final.pth"]
     _run(tmp_path, 4, 6, period=2, max_to_keep=2)
     assert _files(tmp_path) == ["model_0000003.pth", "model_0000005.pth", "model_final.pth"]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_keep_every_holds_across_a_resume(tmp_path: Path, background: bool) -> None:
+    options = {"period": 2, "max_to_keep": 1, "keep_every": 4, "background": background}
+    _run(tmp_path, 0, 6, **options)
+    assert _files(tmp_path) == ["model_0000003.pth", "model_0000005.pth", "model_final.pth"]
+    _run(tmp_path, 6, 10, **options)
+    assert _files(tmp_path) == ["model_0000003.pth", "model_0000007.pth", "model_0000009.pth", "model_final.pth"]
+
+
+@pytest.mark.parametrize(("check_period", "expected"), [(1, [2, 5, 8, 11, 12]), (5, [4, 9, 12])])
+def test_saves_by_the_clock(tmp_path: Path, check_period: int, expected: list[int]) -> None:
+    """One minute an iteration, a save every three minutes and after 13 iterations; at the end model_final alone."""
+    now = [1000.0]
+    trainer = IdleTrainer()
+    checkpointer = Checkpointer(ToyModel(), str(tmp_path))
+    hook = hooks.PeriodicCheckpointer(checkpointer, 13, minutes=3, check_period=check_period, clock=lambda: now[0])
+
+    def work(_: Any) -> None:
+        now[0] += 60
+
+    trainer.register_hooks([hooks.CallbackHook(before_step=work), hook])
+    trainer.train(0, 15)
+    assert _files(tmp_path) == [*(f"model_{iteration:07d}.pth" for iteration in expected), "model_final.pth"]
+
+
+class _Disk:
+    """Lets the writing of some files fail, as a full disk does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *full_at: int) -> None:
+        save = torch.save
+
+        def write(data: Any, file: Any) -> None:
+            if data["iteration"] in full_at:
+                file.write(b"some of it")
+                raise OSError(28, "No space left on device")
+            save(data, file)
+
+        monkeypatch.setattr(torch, "save", write)
+
+
+def _run_on_full_disk(folder: Path, stop: int, on_error: str, background: bool) -> Checkpointer:
+    trainer = IdleTrainer()
+    checkpointer = Checkpointer(ToyModel(), str(folder), on_error=on_error)
+    trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, 2, max_to_keep=1, background=background)])
+    trainer.train(0, stop)
+    return checkpointer
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_stops_the_run_with_the_last_good_one_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    _Disk(monkeypatch, 3)
+    words = r"model_0000003\.pth could not be written: No space left on device\. It needs .* the last good checkpoint is mod"
+    with pytest.raises(CheckpointWriteError, match=words + r"el_0000001\.pth"):
+        _run_on_full_disk(tmp_path, 10, "stop", background)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+    assert Checkpointer(ToyModel(), str(tmp_path)).resume_or_load("", resume=True) == 2
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_that_the_run_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    _Disk(monkeypatch, 3, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks.PeriodicCheckpointer, "_save_final", lambda self: self.checkpointer.wait())
+        assert _run_on_full_disk(tmp_path, 6, "continue", background).num_failed == 2
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]  # nothing is deleted for nothing
+    assert _run_on_full_disk(tmp_path, 10, "continue", background).num_failed == 2
+    assert _files(tmp_path) == ["model_0000009.pth", "model_final.pth"]
+    assert "Going on without it, as SOLVER.CHECKPOINT_ON_ERROR is continue (2 so far)" in caplog.text
+    assert "2 checkpoint(s) of this run could not be written" in caplog.text
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_final_one_must_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool) -> None:
+    _Disk(monkeypatch, 4)
+    with pytest.raises(CheckpointWriteError, match=r"model_final\.pth could not be written"):
+        _run_on_full_disk(tmp_path, 5, "continue", background)
+    assert _files(tmp_path) == ["model_0000003.pth"]
+    with pytest.raises(ValueError, match="on_error must be one of stop, continue; got 'panic'"):
+        Checkpointer(ToyModel(), str(tmp_path), on_error="panic")
+
+
+def test_a_run_that_fails_still_finishes_the_file_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def slow(data: Any, file: Any) -> None:
+        time.sleep(0.2)
+        save(data, file)
+
+    monkeypatch.setattr(torch, "save", slow)
+    trainer = IdleTrainer(fail_at=2)
+    checkpointer = Checkpointer(ToyModel(), str(tmp_path))
+    trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, 2, background=True)])
+    with pytest.raises(RuntimeError, match="step failed"):
+        trainer.train(0, 10)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+def test_background_and_best_and_training_that_goes_on(tmp_path: Path) -> None:
+    """Every file holds the weights of its iteration, though they changed while it was written."""
+    trainer = IdleTrainer()
+    model = ToyModel()
+    checkpointer = Checkpointer(model, str(tmp_path))
+
+    def step(t: Any) -> None:
+        torch.nn.init.constant_(model.linear.weight, float(t.iter))
+        t.storage.put_scalar("m", -abs(t.iter - 5), smoothing_hint=False, role="eval")
+
+    trainer.register_hooks(
+        [
+            hooks.CallbackHook(before_step=step),
+            hooks.PeriodicCheckpointer(checkpointer, 1, background=True),
+            hooks.BestCheckpointer(checkpointer, "m"),
+        ]
+    )
+    trainer.train(0, 9)
+    for name in _files(tmp_path):
+        saved = torch.load(tmp_path / name)
+        expected = {"model_best.pth": 5, "model_final.pth": 8}.get(name, saved["iteration"])
+        assert saved["iteration"] == expected
+        assert saved["model"]["linear.weight"].tolist() == [[float(expected)] * 4]
+    assert len(_files(tmp_path)) == 11
+    assert json.loads((tmp_path / "model_best.json").read_text())["iteration"] == 5
 
 
 def test_nothing_final_after_an_error(tmp_path: Path) -> None:

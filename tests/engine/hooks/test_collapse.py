@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -44,7 +45,14 @@ def _scales(**changes: Any) -> Scales:
 
 
 def _run(
-    folder: Path, script: Script, *, start: int = 0, stop: int = 30, scales: Scales | None = None, **options: Any
+    folder: Path,
+    script: Script,
+    *,
+    start: int = 0,
+    stop: int = 30,
+    scales: Scales | None = None,
+    best: str = "",
+    **options: Any,
 ) -> IdleTrainer:
     """Iterations whose metrics are ``script(iteration)``; a checkpoint every four. Names with a slash are results."""
     trainer = IdleTrainer()
@@ -58,9 +66,10 @@ def _run(
                 t.storage.put_scalar(name, value, role="loss" if name.startswith("loss") else "metric")
 
     guard = CollapseGuard(checkpointer, scales or _scales(), **{"action": "stop", "patience": 3, **options})
-    trainer.register_hooks(
-        [hooks.CallbackHook(after_step=put), hooks.PeriodicCheckpointer(checkpointer, 4, 100), guard]
-    )
+    saving: list[hooks.HookBase] = [hooks.PeriodicCheckpointer(checkpointer, 4, 100)]
+    if best:
+        saving.append(hooks.BestCheckpointer(checkpointer, best))
+    trainer.register_hooks([hooks.CallbackHook(after_step=put), *saving, guard])
     if start:
         assert checkpointer.resume_or_load("") == start
     trainer.train(start, stop)
@@ -174,6 +183,27 @@ def test_rollback_points_to_the_last_checkpoint_before_it_and_a_resumed_run_take
     assert _run(tmp_path, lambda i: HEALTHY, start=8, action="rollback").succeeded
 
 
+@pytest.mark.parametrize(("best_at", "is_abandoned"), [(13, True), (8, True), (7, False), (5, False)])
+def test_a_best_of_the_abandoned_iterations_is_not_the_best_of_the_run(
+    tmp_path: Path, best_at: int, is_abandoned: bool
+) -> None:
+    bad = STEP_CASES["uniform targets"]
+    script: Script = lambda i: {  # noqa: E731
+        **HEALTHY,
+        **(bad if i >= 10 else {}),
+        **({"knn/top1": 90.0 if i == best_at else 10.0} if i % 2 or i == best_at else {}),
+    }
+    with pytest.raises(CollapseError, match=r"last_checkpoint is now model_0000007\.pth"):
+        _run(tmp_path, script, action="rollback", best="knn/top1")
+    assert {path.name for path in tmp_path.glob("*_best.*")} == {
+        f"{'collapsed' if is_abandoned else 'model'}_best.{kind}" for kind in ("pth", "json")
+    }
+    # The value of the abandoned iterations is nothing that what comes after the rollback must be better than.
+    _run(tmp_path, lambda i: {**HEALTHY, **({"knn/top1": 50.0} if i == 9 else {})}, start=8, best="knn/top1", stop=12)
+    value = json.loads((tmp_path / "model_best.json").read_text())["value"]
+    assert value == (50.0 if is_abandoned else 90.0)
+
+
 def test_a_checkpoint_that_was_collapsed_before_the_run_was_resumed_is_no_healthy_one(tmp_path: Path) -> None:
     script: Script = lambda i: {**HEALTHY, **(STEP_CASES["uniform targets"] if i >= 6 else {})}  # noqa: E731
     _run(tmp_path, script, stop=12, action="warn", patience=100)  # ends with model_final, and was never judged
@@ -215,7 +245,8 @@ def test_a_run_that_collapses_for_real_ends_with_one_message(
     with pytest.raises(SystemExit) as caught:
         train_or_evaluate(tiny_cfg, default_argument_parser().parse_args([]))
     assert caught.value.code == 2
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert (out + error).count("looks collapsed at iteration") == 1
     assert "error: Training looks collapsed at iteration" in error
     assert "a single prototype for all images (prototype_perplexity 1" in error
     assert "Traceback" not in error

@@ -89,6 +89,15 @@ def test_pixels_are_normalised_per_channel() -> None:
         norm(torch.zeros(1, 3, 1, 1))
 
 
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [((3, 8, 8), r"a single image becomes a batch by images\[None\]"), ((8, 8), r"the shape \(8, 8\)\.")],
+)
+def test_what_is_no_batch_of_images_is_refused(shape: tuple[int, ...], hint: str) -> None:
+    with pytest.raises(ValueError, match=rf"Expected a batch of images \[B, C, H, W\], got .*{hint}"):
+        PixelNorm([0.5] * 3, [0.5] * 3)(torch.zeros(shape))
+
+
 def test_a_block_is_two_scaled_residuals() -> None:
     block = Block(6, 2, layer_scale_init=0.3)
     x = torch.randn(2, 4, 6)

@@ -1,0 +1,93 @@
+"""Which checkpoint a run continues from: the last one, or the newest before it that every process can read."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, NamedTuple
+
+from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError, read_checkpoint
+from dinoengine.utils import comm
+
+POINTER = "last_checkpoint"
+_PERIODIC = re.compile(r"model_(\d{7,})\.pth")
+
+
+class Readable(NamedTuple):
+    """The checkpoint to continue from, and those that were tried before it.
+
+    Attributes:
+        data: its content.
+        problems: name -> what is wrong with it, on the first process that has the problem.
+        damaged: the names among them whose file is there and is damaged, as this process sees it.
+    """
+
+    name: str
+    data: dict[str, Any]
+    problems: dict[str, str]
+    damaged: list[str]
+
+
+def iteration_of(name: str) -> int | None:
+    """The iteration in the name of a periodic checkpoint; None for another name."""
+    match = _PERIODIC.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def periodic_checkpoints(save_dir: str) -> dict[int, str]:
+    """Iteration -> path of the ``model_<iteration>.pth`` files of a folder, in order of the iteration."""
+    found = {i: name for name in os.listdir(save_dir) if (i := iteration_of(name)) is not None}
+    return {iteration: os.path.join(save_dir, found[iteration]) for iteration in sorted(found)}
+
+
+def pointed_name(save_dir: str) -> str:
+    """What ``last_checkpoint`` names, or an empty string."""
+    path = os.path.join(save_dir, POINTER)
+    if not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return os.path.basename(file.read().strip())
+
+
+def resumable(save_dir: str) -> list[str]:
+    """Names of the checkpoints to try, in order: what ``last_checkpoint`` names, then the periodic ones before it.
+
+    Periodic ones of a later iteration are of a run that went back behind them. Without a pointer (the process died
+    between the first file and the pointer, or it was lost) all periodic ones count.
+    """
+    last = pointed_name(save_dir)
+    periodic = periodic_checkpoints(save_dir) if os.path.isdir(save_dir) else {}
+    end = iteration_of(last)
+    earlier = [os.path.basename(path) for iteration, path in periodic.items() if end is None or iteration < end]
+    return ([last] if last else []) + earlier[::-1]
+
+
+def read_newest_readable(save_dir: str, names: list[str]) -> Readable:
+    """Read the first of ``names`` that every process can read; a collective operation.
+
+    Raises:
+        UnreadableCheckpointError: if there is none; says what is wrong with each.
+    """
+    problems: dict[str, str] = {}
+    damaged = []
+    for name in names:
+        data, problem = {}, ""
+        try:
+            data = read_checkpoint(os.path.join(save_dir, name))
+        except FileNotFoundError:
+            problem = f"{name} is not there."
+        except (CheckpointError, OSError) as error:
+            problem = str(error)
+            if isinstance(error, CheckpointError):
+                damaged.append(name)
+        seen = comm.all_gather(problem)
+        if not any(seen):
+            return Readable(name, data, problems, damaged)
+        rank, problems[name] = next((rank, text) for rank, text in enumerate(seen) if text)
+        if comm.is_distributed():
+            problems[name] += f" (seen by rank {rank})"
+    tried = "\n  ".join(problems.values())
+    raise UnreadableCheckpointError(
+        f"No checkpoint in {save_dir} can be resumed from; tried, newest first:\n  {tried}\nIf you have a good one, put it "
+        f"there and write its name into {POINTER}; else start over in another OUTPUT_DIR."
+    )
