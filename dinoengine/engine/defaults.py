@@ -232,6 +232,7 @@ class DefaultTrainer(SimpleTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(self.scheduler),
             hooks.NonFiniteGuard(cfg.SOLVER.NON_FINITE_MAX_SKIPS),
+            hooks.BadStepRecorder(self.checkpointer),
             hooks.TorchProfiler(cfg.LOG.PROFILE_START_ITER, cfg.LOG.PROFILE_END_ITER, cfg.OUTPUT_DIR)
             if profile
             else None,

@@ -122,8 +122,8 @@ class SimpleTrainer(TrainerBase):
         """One optimizer step; see the module docstring for the order.
 
         Raises:
-            FloatingPointError: if loss or gradients are not finite on some rank and no hook skips the step. The
-                weights are those of the step before.
+            FloatingPointError: if loss or gradients are not finite on some rank and no hook skips the step. Weights and
+                buffers are those of the step before.
         """
         if not self.model.training:
             raise RuntimeError("The model was left in eval mode; call model.train() after evaluating it in a hook.")
@@ -133,6 +133,8 @@ class SimpleTrainer(TrainerBase):
         if self.seed is not None:  # after the batch: starting a loader draws from the generator too
             seed_step_rng(self.seed, self.iter, comm.get_rank())
 
+        # Centres and the like, which the forward pass moves: a step that is refused leaves them as they were.
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         losses, metrics = self._forward_backward(batch)
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
@@ -142,6 +144,11 @@ class SimpleTrainer(TrainerBase):
         self.last_losses = losses
         grad_norm = torch.stack([n.float() for n in self.grad_norms.values()]).square().sum().sqrt()
         self._check_finite(losses["total_loss"], grad_norm)
+        if not (self.step_is_finite or self.is_fp16_overflow):
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        self.before_optimizer_step()
+        self._refuse_non_finite()
         self._optimizer_step()
 
         self._pending_metrics.append((self.iter, losses, {**metrics, "grad_norm": grad_norm}, data_time))
@@ -217,12 +224,15 @@ class SimpleTrainer(TrainerBase):
         self.loss_is_finite = not loss_bad
         self.step_is_finite = not (loss_bad or grad_bad)
         self.skip_optimizer_step = False
-        self.before_optimizer_step()
-        if self.step_is_finite or self.skip_optimizer_step:
-            return
-        if self.grad_scaler is not None and self.loss_is_finite:
-            return  # an fp16 overflow: the scaler skips the step and lowers its scale
-        raise FloatingPointError(self.describe_non_finite())
+
+    @property
+    def is_fp16_overflow(self) -> bool:
+        """Whether only gradients of the last step were not finite, in fp16: the scaler skips it and lowers its scale."""
+        return self.grad_scaler is not None and self.loss_is_finite and not self.step_is_finite
+
+    def _refuse_non_finite(self) -> None:
+        if not (self.step_is_finite or self.skip_optimizer_step or self.is_fp16_overflow):
+            raise FloatingPointError(self.describe_non_finite())
 
     def describe_non_finite(self) -> str:
         """What is known about a step whose loss or gradients are not finite; the weights are untouched."""

@@ -1,3 +1,4 @@
+from dinoengine.engine.hooks.bad_steps import BadStepRecorder
 from dinoengine.engine.hooks.callback import CallbackHook
 from dinoengine.engine.hooks.checkpointing import BestCheckpointer, EarlyStopping, PeriodicCheckpointer
 from dinoengine.engine.hooks.collapse import CollapseError, CollapseGuard
@@ -11,6 +12,7 @@ from dinoengine.engine.hooks.timing import IterationTimer
 from dinoengine.engine.hooks.writing import PeriodicWriter
 
 __all__ = [
+    "BadStepRecorder",
     "BestCheckpointer",
     "CallbackHook",
     "CollapseError",
