@@ -255,6 +255,9 @@ _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = 4
 # Batches each worker prepares ahead, >= 1. Does not change results.
 _C.DATALOADER.PREFETCH_FACTOR = 2
+# Seconds to wait for a batch of training before the workers count as hung and are started anew; 0: wait for ever. Needs
+# NUM_WORKERS > 0. Longer than the slowest batch, the first of a run included. Does not change results.
+_C.DATALOADER.TIMEOUT_SECONDS = 0
 
 # ----------------------------------------------------------------------------------------------------------------
 # Solver

@@ -59,6 +59,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "INPUT.TEST.RESIZE_PX": (0, float("inf"), True),
     "DATALOADER.NUM_WORKERS": (0, float("inf"), True),
     "DATALOADER.PREFETCH_FACTOR": (1, float("inf"), True),
+    "DATALOADER.TIMEOUT_SECONDS": (0, float("inf"), True),
     "SOLVER.IMS_PER_BATCH": (1, float("inf"), True),
     "SOLVER.NUM_MICRO_BATCHES": (1, float("inf"), True),
     "SOLVER.MAX_ITER": (1, float("inf"), True),

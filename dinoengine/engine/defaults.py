@@ -214,7 +214,7 @@ class DefaultTrainer(SimpleTrainer):
         return self._evaluate() if self.cfg.DATASETS.TEST else {}
 
     def after_train(self, error: BaseException | None = None) -> None:
-        self._data_iterator = None  # its workers would idle through the final evaluation
+        self.close_data_loader()  # its workers would idle through the final evaluation
         super().after_train(error)
 
     def build_hooks(self) -> list[HookBase | None]:

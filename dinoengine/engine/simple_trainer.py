@@ -18,13 +18,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dinoengine.checkpoint import CheckpointError, read_checkpoint
+from dinoengine.engine.fetching import BatchFetcher
 from dinoengine.engine.parallel import unwrap_model
 from dinoengine.engine.train_loop import TrainerBase
 from dinoengine.solver.clipping import clip_grad_norms_
@@ -109,14 +110,20 @@ class SimpleTrainer(TrainerBase):
         self.flags: dict[str, bool] = {}
         self.agreed_flags: dict[str, bool] = {}
         self.last_losses: dict[str, Tensor] = {}
-        self._data_iterator: Iterator[Any] | None = None
+        self._fetcher: BatchFetcher | None = None
         self._pending_metrics: list[tuple[int, dict[str, Tensor], dict[str, Tensor], float]] = []
 
     def reset_data_loader(self, builder: Callable[[], Iterable[Any]]) -> None:
         """Drop the current loader and its workers, then build another."""
-        self._data_iterator = None
+        self.close_data_loader()
         del self.data_loader
         self.data_loader = builder()
+
+    def close_data_loader(self) -> None:
+        """End the loader's workers; they start anew at the next step."""
+        if self._fetcher is not None:
+            self._fetcher.close()
+        self._fetcher = None
 
     def run_step(self) -> None:
         """One optimizer step; see the module docstring for the order.
@@ -124,6 +131,7 @@ class SimpleTrainer(TrainerBase):
         Raises:
             FloatingPointError: if loss or gradients are not finite on some rank and no hook skips the step. Weights and
                 buffers are those of the step before.
+            WorkerFailureError: if data workers die or hang again and again.
         """
         if not self.model.training:
             raise RuntimeError("The model was left in eval mode; call model.train() after evaluating it in a hook.")
@@ -156,14 +164,9 @@ class SimpleTrainer(TrainerBase):
             self.flush_metrics()
 
     def _next_batch(self) -> Any:
-        if self._data_iterator is None:
-            self._data_iterator = iter(self.data_loader)
-        try:
-            batch = next(self._data_iterator)
-        except StopIteration:
-            raise RuntimeError(
-                f"The training loader ended in iteration {self.iter}; it must be endless (see PositionBatches)."
-            ) from None
+        if self._fetcher is None:
+            self._fetcher = BatchFetcher(self.data_loader)
+        batch = self._fetcher.fetch(self.iter)
         return batch.to(self.device, non_blocking=True) if hasattr(batch, "to") else batch
 
     def _forward_backward(self, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

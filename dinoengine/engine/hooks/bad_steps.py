@@ -137,15 +137,15 @@ def describe_step(trainer: SimpleTrainer) -> dict[str, Any]:
 
 def positions_of(data_loader: Any, iteration: int) -> list[int]:
     """Stream positions of this rank's batch; empty for a loader that is not of ``build_train_loader``."""
-    sampler = getattr(data_loader, "batch_sampler", None)
+    sampler: Any = getattr(data_loader, "batch_sampler", None)
     return sampler.positions_at(iteration) if hasattr(sampler, "positions_at") else []
 
 
 def images_at(data_loader: Any, positions: list[int]) -> list[str]:
     """Where the images at these positions of the stream come from."""
-    stream = getattr(data_loader, "dataset", None)
+    stream: Any = getattr(data_loader, "dataset", None)
     stream = getattr(stream, "stream", stream)  # of a classifier's loader
-    return [stream.dataset.describe(stream.sampler.index_at(position)) for position in positions]  # type: ignore[union-attr]
+    return [stream.dataset.describe(stream.sampler.index_at(position)) for position in positions]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from dinoengine.checkpoint import Checkpointer
 from dinoengine.config import CfgNode
 from dinoengine.data import build_train_loader
-from dinoengine.engine import SSLTrainer, SimpleTrainer, hooks
+from dinoengine.engine import SimpleTrainer, SSLTrainer, hooks
 from dinoengine.engine.hooks.bad_steps import images_at, positions_of
 from tests.engine.toys import ToyData, ToyModel, toy_trainer
 
