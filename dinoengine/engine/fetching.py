@@ -67,8 +67,8 @@ class BatchFetcher:
             )
         raise WorkerFailureError(
             f"{what} in iteration {iteration}, {num_failures} time(s) in a row. The usual causes: the machine is out of "
-            "memory (the kernel kills a worker: SIGKILL; lower DATALOADER.NUM_WORKERS or PREFETCH_FACTOR), /dev/shm is full "
-            "(bus error, SIGBUS; in a container raise --shm-size), or a file system that does not answer "
+            "memory (the kernel kills a worker: SIGKILL; lower DATALOADER.NUM_WORKERS or PREFETCH_FACTOR), /dev/shm is "
+            "full (bus error, SIGBUS; in a container raise --shm-size), or a file system that does not answer "
             "(DATALOADER.TIMEOUT_SECONDS). --resume goes on from the last checkpoint."
         )
 

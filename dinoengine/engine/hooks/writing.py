@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.utils.writers import EventWriter
 
-
 logger = logging.getLogger(__name__)
 
 
