@@ -46,9 +46,9 @@ def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
         "EvalHook",
         "BestCheckpointer",
         "EarlyStopping",
-        "StopOnSignal",
         "CollapseGuard",
         "PeriodicWriter",
+        "StopOnSignal",
     ]
 
 

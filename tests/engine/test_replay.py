@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from dinoengine.config import CfgNode
-from dinoengine.engine import HookBase, SSLTrainer, save_config
+from dinoengine.engine import HookBase, SSLTrainer, hooks, launch, save_config
 from dinoengine.engine.replay import read_records, recorded_steps, render, replay, replay_config, state_before, verdict
+from dinoengine.modeling.layers.pixel_norm import PixelNorm
+from dinoengine.utils import comm
 from tests.tools.tools import load_tool
 
 tool = load_tool("replay_step")
@@ -100,8 +102,6 @@ def test_a_bad_step_that_is_finite_here_says_so(
 
 def test_one_image_that_is_not_finite_is_named(quick: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = _run(quick, None, SOLVER__MAX_ITER=2)
-    from dinoengine.modeling.layers.pixel_norm import PixelNorm
-
     original = PixelNorm.forward
 
     def poisoned(self: PixelNorm, images: torch.Tensor) -> torch.Tensor:
@@ -138,3 +138,43 @@ def test_recorded_steps_are_found_and_wrong_input_is_refused(
             tool.main(words)
         assert done.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def _break_rank_1(cfg: CfgNode, scratch: str) -> None:
+    """Train on two ranks until an image of rank 1 is no number; run that step again; rank 0 notes what it says."""
+    original = PixelNorm.forward
+    is_bad = [False]
+
+    def poisoned(self: PixelNorm, images: torch.Tensor) -> torch.Tensor:
+        normed = original(self, images)
+        if comm.get_rank() == 1 and is_bad[0]:
+            normed[-1] = torch.nan
+        return normed
+
+    PixelNorm.forward = poisoned  # type: ignore[method-assign]
+    trainer = SSLTrainer(cfg)
+    trainer.register_hooks([hooks.CallbackHook(before_step=lambda t: is_bad.__setitem__(0, t.iter == 1))])
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    comm.synchronize()
+    out = cfg.OUTPUT_DIR
+    replays = replay(replay_config(out, [], 2, scratch)[0], out, 1)
+    if comm.is_main_process():
+        Path(out, "verdict").write_text(render(replays, read_records(out, 1), 0.0))
+
+
+@pytest.mark.slow
+def test_the_rank_that_began_it_is_known(quick: CfgNode, tmp_path: Path) -> None:
+    quick.merge_from_list(["MODEL.LOSS.KOLEO_WEIGHT", "0.0"])
+    Path(quick.OUTPUT_DIR).mkdir()
+    save_config(quick)
+    launch(_break_rank_1, 2, args=(quick, str(tmp_path / "scratch")), device="cpu")
+    records = read_records(quick.OUTPUT_DIR, 1)
+    assert [r["positions"] for r in records] == [[4, 5], [6, 7]]
+    assert [r["loss_is_finite"] for r in records] == [True, False]
+    assert [r["num_non_finite"] for r in records] == [records[0]["num_parameters"]] * 2  # gradients are averaged
+    assert sorted(p.name for p in Path(quick.OUTPUT_DIR, "bad_steps").glob("*.pth")) == ["model_before_0000001.pth"]
+    text = Path(quick.OUTPUT_DIR, "verdict").read_text()
+    assert "verdict: reproduced" in text
+    assert "first module with an output that is not finite: none" in text.split("rank 1:")[0]
+    assert f"image 1 of the batch, position 7: {records[1]['images'][1]}" in text.split("rank 1:")[1]
