@@ -185,6 +185,24 @@ def test_shipped_configs_are_valid_and_say_where_they_come_from(path: Path) -> N
     assert "Command " in path.read_text(encoding="utf-8")
 
 
+# Time stamps in files. Durations come from time.perf_counter and time.monotonic, which never jump.
+_SAYS_THE_DATE = {"dinoengine/evaluation/records.py", "dinoengine/evaluation/feature_store.py"}
+
+
+def test_no_duration_comes_from_a_clock_that_can_jump() -> None:
+    for path in sorted([*(ROOT / "dinoengine").rglob("*.py"), *(ROOT / "tools").glob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            chain = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            from_time = isinstance(node, ast.ImportFrom) and node.module == "time"
+            assert not from_time, f"{path}: write time.monotonic, so that the clock can be seen where it is read"
+            if chain in ("time.time", "time.time_ns") or chain.endswith(
+                ("datetime.now", "datetime.utcnow", "date.today")
+            ):
+                assert str(path.relative_to(ROOT)) in _SAYS_THE_DATE, (
+                    f"{path}:{node.lineno} reads the wall clock: {chain}"
+                )
+
+
 def test_documents_name_only_files_that_exist() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = document.read_text(encoding="utf-8")

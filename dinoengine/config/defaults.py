@@ -263,6 +263,9 @@ _C.DATALOADER.MAX_IMAGE_PIXELS = 178956970
 # position of the stream, the same in every run, and written to OUTPUT_DIR/bad_images.txt. Above the share, and from the
 # tenth such image on, the run ends with an error; 0: the first one ends it. Does not change results.
 _C.DATALOADER.MAX_BAD_IMAGE_SHARE = 0.01
+# Seconds to wait for a batch of training before the workers count as hung and are started anew; 0: wait for ever. Needs
+# NUM_WORKERS > 0. Longer than the slowest batch, the first of a run included. Does not change results.
+_C.DATALOADER.TIMEOUT_SECONDS = 0
 
 # ----------------------------------------------------------------------------------------------------------------
 # Collapse guard

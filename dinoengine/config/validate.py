@@ -61,6 +61,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "DATALOADER.PREFETCH_FACTOR": (1, float("inf"), True),
     "DATALOADER.MAX_IMAGE_PIXELS": (1, 178956970, True),
     "DATALOADER.MAX_BAD_IMAGE_SHARE": (0, 1, True),
+    "DATALOADER.TIMEOUT_SECONDS": (0, float("inf"), True),
     "SOLVER.IMS_PER_BATCH": (1, float("inf"), True),
     "SOLVER.NUM_MICRO_BATCHES": (1, float("inf"), True),
     "SOLVER.MAX_ITER": (1, float("inf"), True),

@@ -96,6 +96,7 @@ def build_train_loader(
         LabelledStream(stream) if num_classes else stream,
         batch_sampler=batches,
         collate_fn=collate_images if num_classes else SSLCollate(build_mask_plan(cfg)),
+        timeout=cfg.DATALOADER.TIMEOUT_SECONDS if cfg.DATALOADER.NUM_WORKERS else 0,
         **_worker_options(cfg),
     )
 

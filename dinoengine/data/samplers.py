@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from torch.utils.data import Sampler
@@ -77,11 +78,13 @@ class PositionBatches(Sampler[list[int]]):
         self.start_iter = start_iter
 
     def __iter__(self) -> Iterator[list[int]]:
+        return map(self.positions_at, itertools.count(self.start_iter))
+
+    def positions_at(self, iteration: int) -> list[int]:
+        """What this rank uses in an iteration."""
         per_rank = self.batch_size // self.world_size
-        first = self.start_iter * self.batch_size + self.rank * per_rank
-        while True:
-            yield list(range(first, first + per_rank))
-            first += self.batch_size
+        first = iteration * self.batch_size + self.rank * per_rank
+        return list(range(first, first + per_rank))
 
 
 class InferenceSampler(Sampler[int]):

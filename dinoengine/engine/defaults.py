@@ -227,7 +227,7 @@ class DefaultTrainer(SimpleTrainer):
         return self._evaluate() if self.cfg.DATASETS.TEST else {}
 
     def after_train(self, error: BaseException | None = None) -> None:
-        self._data_iterator = None  # its workers would idle through the final evaluation
+        self.close_data_loader()  # its workers would idle through the final evaluation
         super().after_train(error)
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -252,6 +252,7 @@ class DefaultTrainer(SimpleTrainer):
             hooks.LRScheduler(self.scheduler),
             hooks.NonFiniteGuard(cfg.SOLVER.NON_FINITE_MAX_SKIPS),
             hooks.BadImageLog(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.MAX_BAD_IMAGE_SHARE),
+            hooks.BadStepRecorder(self.checkpointer),
             hooks.TorchProfiler(cfg.LOG.PROFILE_START_ITER, cfg.LOG.PROFILE_END_ITER, cfg.OUTPUT_DIR)
             if profile
             else None,

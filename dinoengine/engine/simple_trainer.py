@@ -18,12 +18,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dinoengine.engine.fetching import BatchFetcher
 from dinoengine.engine.optimizer_state import load_optimizer_state, optimizer_state
 from dinoengine.engine.parallel import unwrap_model
 from dinoengine.engine.train_loop import TrainerBase, require_parts
@@ -111,21 +112,28 @@ class SimpleTrainer(TrainerBase):
         self.agreed_flags: dict[str, bool] = {}
         self.bad_images: list[tuple[int, BadImage]] = []
         self.last_losses: dict[str, Tensor] = {}
-        self._data_iterator: Iterator[Any] | None = None
+        self._fetcher: BatchFetcher | None = None
         self._pending_metrics: list[tuple[int, dict[str, Tensor], dict[str, Tensor], float]] = []
 
     def reset_data_loader(self, builder: Callable[[], Iterable[Any]]) -> None:
         """Drop the current loader and its workers, then build another."""
-        self._data_iterator = None
+        self.close_data_loader()
         del self.data_loader
         self.data_loader = builder()
+
+    def close_data_loader(self) -> None:
+        """End the loader's workers; they start anew at the next step."""
+        if self._fetcher is not None:
+            self._fetcher.close()
+        self._fetcher = None
 
     def run_step(self) -> None:
         """One optimizer step; see the module docstring for the order.
 
         Raises:
-            FloatingPointError: if loss or gradients are not finite on some rank and no hook skips the step. The
-                weights are those of the step before.
+            FloatingPointError: if loss or gradients are not finite on some rank and no hook skips the step. Weights and
+                buffers are those of the step before.
+            WorkerFailureError: if data workers die or hang again and again.
         """
         if not self.model.training:
             raise RuntimeError("The model was left in eval mode; call model.train() after evaluating it in a hook.")
@@ -136,6 +144,8 @@ class SimpleTrainer(TrainerBase):
         if self.seed is not None:  # after the batch: starting a loader draws from the generator too
             seed_step_rng(self.seed, self.iter, comm.get_rank())
 
+        # Centres and the like, which the forward pass moves: a step that is refused leaves them as they were.
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         losses, metrics = self._forward_backward(batch)
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
@@ -145,6 +155,11 @@ class SimpleTrainer(TrainerBase):
         self.last_losses = losses
         grad_norm = torch.stack([n.float() for n in self.grad_norms.values()]).square().sum().sqrt()
         self._check_finite(losses["total_loss"], grad_norm)
+        if not (self.step_is_finite or self.is_fp16_overflow):
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        self.before_optimizer_step()
+        self._refuse_non_finite()
         self._optimizer_step()
 
         self._pending_metrics.append((self.iter, losses, {**metrics, "grad_norm": grad_norm}, data_time))
@@ -152,14 +167,9 @@ class SimpleTrainer(TrainerBase):
             self.flush_metrics()
 
     def _next_batch(self) -> Any:
-        if self._data_iterator is None:
-            self._data_iterator = iter(self.data_loader)
-        try:
-            batch = next(self._data_iterator)
-        except StopIteration:
-            raise RuntimeError(
-                f"The training loader ended in iteration {self.iter}; it must be endless (see PositionBatches)."
-            ) from None
+        if self._fetcher is None:
+            self._fetcher = BatchFetcher(self.data_loader)
+        batch = self._fetcher.fetch(self.iter)
         return batch.to(self.device, non_blocking=True) if hasattr(batch, "to") else batch
 
     def _forward_backward(self, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -220,12 +230,15 @@ class SimpleTrainer(TrainerBase):
         self.loss_is_finite = not loss_bad
         self.step_is_finite = not (loss_bad or grad_bad)
         self.skip_optimizer_step = False
-        self.before_optimizer_step()
-        if self.step_is_finite or self.skip_optimizer_step:
-            return
-        if self.grad_scaler is not None and self.loss_is_finite:
-            return  # an fp16 overflow: the scaler skips the step and lowers its scale
-        raise FloatingPointError(self.describe_non_finite())
+
+    @property
+    def is_fp16_overflow(self) -> bool:
+        """Whether only gradients of the last step were not finite, in fp16: the scaler skips it and lowers its scale."""
+        return self.grad_scaler is not None and self.loss_is_finite and not self.step_is_finite
+
+    def _refuse_non_finite(self) -> None:
+        if not (self.step_is_finite or self.skip_optimizer_step or self.is_fp16_overflow):
+            raise FloatingPointError(self.describe_non_finite())
 
     def describe_non_finite(self) -> str:
         """What is known about a step whose loss or gradients are not finite; the weights are untouched."""

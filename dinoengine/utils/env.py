@@ -40,7 +40,12 @@ def seed_step_rng(seed: int, iteration: int, rank: int) -> None:
 
     A resumed run then needs no saved generator state. Costs microseconds.
     """
-    torch.manual_seed(hash_seed(seed, iteration, rank, 0x57E9))
+    torch.manual_seed(step_seed(seed, iteration, rank))
+
+
+def step_seed(seed: int, iteration: int, rank: int) -> int:
+    """What ``seed_step_rng`` seeds torch with."""
+    return hash_seed(seed, iteration, rank, 0x57E9)
 
 
 def collect_env_info() -> str:

@@ -64,6 +64,24 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     _sync_folder(folder)
 
 
+def append_whole(path: str, data: bytes) -> None:
+    """Append all of ``data`` or nothing, making the file if it is not there.
+
+    Raises:
+        OSError: if it cannot be written; the file then is as it was.
+    """
+    with open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+
+
 def write_json(path: str, content: Any, indent: int | None = 1) -> None:
     """Write a JSON file, whole or not at all.
 

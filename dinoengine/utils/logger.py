@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 from tabulate import tabulate
 from termcolor import colored
 
 from dinoengine.utils.console import discard_stdout
+from dinoengine.utils.file_io import append_whole
 
 ROOT_NAME = "dinoengine"
 _PLAIN = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
@@ -46,6 +47,55 @@ class _StdoutHandler(logging.StreamHandler):
             self.handleError(record)
 
 
+class LogFile(logging.FileHandler):
+    """log.txt. A full disk or a removed folder ends nothing: lines wait, at most ``MAX_WAITING`` of them, and are written
+    when that is possible again; the folder is made anew. Said once on standard error.
+
+    Attributes:
+        num_lost: lines that were dropped.
+    """
+
+    MAX_WAITING = 10_000
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, delay=True)
+        self.num_lost = 0
+        self._waiting: deque[bytes] = deque()
+        self._is_failing = False
+        self._append(b"")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._waiting.append(f"{self.format(record)}\n".encode(errors="replace"))
+        except Exception:  # arguments that do not fit the message: as every handler does
+            self.handleError(record)
+            return
+        if len(self._waiting) > self.MAX_WAITING:
+            self._waiting.popleft()
+            self.num_lost += 1
+        try:
+            self._append(b"".join(self._waiting))
+        except OSError as error:
+            if not self._is_failing:
+                print(f"{self.baseFilename} cannot be written, and lines wait: {error}", file=sys.stderr)
+            self._is_failing = True
+            return
+        self._waiting.clear()
+        self._is_failing = False
+
+    def _append(self, data: bytes) -> None:
+        os.makedirs(os.path.dirname(self.baseFilename), exist_ok=True)
+        append_whole(self.baseFilename, data)
+
+    def close(self) -> None:
+        if self._waiting or self.num_lost:
+            num = len(self._waiting) + self.num_lost
+            print(f"{num} lines are missing in {self.baseFilename}; it could not be written.", file=sys.stderr)
+            self._waiting.clear()
+            self.num_lost = 0
+        super().close()
+
+
 def short_name(name: str) -> str:
     """``dinoengine.engine.hooks.timing`` -> ``engine``: what a reader of the console needs."""
     parts = name.split(".")
@@ -77,8 +127,7 @@ def setup_logger(output_dir: str | None = None, distributed_rank: int = 0, name:
                 return logger
             logger.removeHandler(old)
             old.close()
-        os.makedirs(output_dir, exist_ok=True)
-        file_handler = logging.FileHandler(path)
+        file_handler = LogFile(path)
         file_handler.setFormatter(logging.Formatter(_PLAIN, _DATE))
         logger.addHandler(file_handler)
     return logger

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import abc
 import datetime
+import glob
 import json
 import logging
 import math
 import os
 import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from dinoengine.utils.events import EventStorage, get_event_storage
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import append_whole, atomic_write
 
 logger = logging.getLogger(__name__)
 
+# Rows of metrics.json that wait for a disk that is full; then the oldest are dropped.
+MAX_UNWRITTEN_ROWS = 10_000
+# What a write of TensorBoard events must find free; scalars of some hundred iterations.
+MIN_ROOM_BYTES = 1 << 20
+
 
 class EventWriter(abc.ABC):
-    """Shows or stores what the ambient EventStorage has; called every LOG.PERIOD iterations and at the end."""
+    """Shows or stores what the ambient EventStorage has; called every LOG.PERIOD iterations and at the end.
+
+    A ``write`` that raises OSError (a full disk, a folder that is gone) is tried again at the next call, so it must keep
+    what it has not written.
+    """
 
     @abc.abstractmethod
     def write(self) -> None:
@@ -49,7 +62,8 @@ class JSONWriter(EventWriter):
         self._sequence = 0
         # Last iteration in the file. A resumed storage gives its restored values again: those up to here are known.
         self._last_known = self._keep_rows_before(start_iter) if os.path.exists(path) else -1.0
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        self._unwritten: deque[bytes] = deque(maxlen=MAX_UNWRITTEN_ROWS)
+        self._append([])
 
     def _keep_rows_before(self, start_iter: int) -> float:
         with open(self.path, encoding="utf-8") as file:
@@ -71,11 +85,14 @@ class JSONWriter(EventWriter):
             rows.setdefault(iteration, {})[name] = value if math.isfinite(value) else None
         for iteration in sorted(rows):
             row = {"iteration": iteration, **rows[iteration]}
-            self._file.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
-        self._file.flush()
+            self._unwritten.append(json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n")
+        self._append(self._unwritten)
+        self._unwritten.clear()
 
-    def close(self) -> None:
-        self._file.close()
+    def _append(self, lines: Iterable[bytes]) -> None:
+        """All lines or none. The file is opened each time, as it, or its folder, may have been removed since."""
+        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+        append_whole(self.path, b"".join(lines))
 
 
 def _iteration_of(line: str) -> float:
@@ -164,8 +181,10 @@ class TensorboardXWriter(EventWriter):
         self.start_iter = start_iter
         self._sequence = 0
         self._writer: Any = None
+        self._path = ""
 
     def write(self) -> None:
+        self._require_room()
         storage = get_event_storage()
         first = max(self._sequence, storage.restored_sequence)
         updates, self._sequence = storage.updates_since(first)
@@ -173,6 +192,7 @@ class TensorboardXWriter(EventWriter):
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(self.log_dir, purge_step=self.start_iter or None)
+            self._path = max(glob.glob(os.path.join(glob.escape(self.log_dir), "events.*")), key=os.path.getmtime)
         for name, value, iteration in updates:
             self._writer.add_scalar(name, value, iteration)
         for image in storage.images_since(first):
@@ -193,6 +213,18 @@ class TensorboardXWriter(EventWriter):
                 global_step=histogram.iteration,
             )
         self._writer.flush()
+
+    def _require_room(self) -> None:
+        """See that a file can be written before anything is handed over; let go of one that has been removed.
+
+        A thread of the library writes. On a full disk it would end, and the training would wait for it for ever.
+        """
+        if self._writer is not None and not os.path.exists(self._path):
+            self._writer.close()
+            self._writer = None
+        os.makedirs(self.log_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.log_dir) as probe:
+            probe.write(bytes(MIN_ROOM_BYTES))
 
     def close(self) -> None:
         if self._writer is not None:

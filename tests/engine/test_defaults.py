@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 
 from dinoengine.checkpoint import Checkpointer
 from dinoengine.config import CfgNode
-from dinoengine.engine import DefaultTrainer, SSLTrainer, default_writers
+from dinoengine.engine import DefaultTrainer, HookBase, SSLTrainer, default_writers, hooks
 from dinoengine.utils import comm
+from dinoengine.utils.logger import setup_logger
 from dinoengine.utils.writers import ConsoleWriter, JSONWriter, TensorboardXWriter
 
 
@@ -36,7 +39,7 @@ def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
         "IterationTimer",
         "LRScheduler",
         "NonFiniteGuard",
-        "BadImageLog",
+        "BadStepRecorder",
         "TorchProfiler",
         "PreciseBN",
         "PeriodicCheckpointer",
@@ -45,6 +48,7 @@ def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
         "EarlyStopping",
         "CollapseGuard",
         "PeriodicWriter",
+        "StopOnSignal",
     ]
 
 
@@ -163,3 +167,25 @@ def test_moments_that_are_not_there_are_an_error(tiny_cfg: CfgNode, tmp_path: Pa
     tiny_cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "weights.pth"), "MODEL.WEIGHTS_WITH_OPTIMIZER", True])
     with pytest.raises(ValueError, match="holds no optimizer state; set MODEL.WEIGHTS_WITH_OPTIMIZER False"):
         SSLTrainer(tiny_cfg).resume_or_load(resume=False)
+
+
+def test_an_output_dir_that_vanishes_ends_no_training_and_changes_no_weight(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    tiny_cfg.merge_from_list(["DATASETS.TEST", "()", "LOG.TENSORBOARD", "True", "SOLVER.CHECKPOINT_PERIOD", "2"])
+
+    def weights(cfg: CfgNode, *more: HookBase) -> dict[str, torch.Tensor]:
+        setup_logger(cfg.OUTPUT_DIR)
+        trainer = SSLTrainer(cfg)
+        trainer.register_hooks(more)
+        trainer.train()
+        return torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)["model"]
+
+    whole = weights(tiny_cfg)
+    tiny_cfg.OUTPUT_DIR = str(tmp_path / "vanishing")
+    remove = hooks.CallbackHook(before_step=lambda t: shutil.rmtree(tiny_cfg.OUTPUT_DIR) if t.iter == 5 else None)
+    left = weights(tiny_cfg, remove)
+    assert all(torch.equal(left[name], whole[name]) for name in whole)
+    rows = [
+        json.loads(line)["iteration"] for line in (tmp_path / "vanishing" / "metrics.json").read_text().splitlines()
+    ]
+    assert rows[-5:] == [5, 6, 7, 8, 9]
+    assert "Saved checkpoint" in (tmp_path / "vanishing" / "log.txt").read_text()

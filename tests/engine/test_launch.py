@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch.multiprocessing as mp
 
-from dinoengine.engine import launch
+from dinoengine.engine import TrainerBase, hooks, launch
 from dinoengine.engine.launch import under_torchrun
 from dinoengine.utils import comm
+from tests.engine.toys import toy_trainer
 
 
 def _add(a: int, b: int) -> int:
@@ -57,3 +59,22 @@ def test_torchrun_is_recognised_and_joined(monkeypatch: pytest.MonkeyPatch) -> N
     assert under_torchrun()
     assert launch(_describe, 8, device="cpu") == (0, 1)  # torchrun decides the number of processes
     assert comm.get_world_size() == 1
+
+
+def _train_with_a_hook_that_fails_on_rank_1(folder: str) -> None:
+    trainer = toy_trainer()
+    ends = hooks.CallbackHook(after_train=lambda t: (Path(folder) / f"ended{comm.get_rank()}").touch())
+    trainer.register_hooks([ends, hooks.CallbackHook(before_step=_fail_on_rank_1)])
+    trainer.train(0, 10**6)
+
+
+def _fail_on_rank_1(trainer: TrainerBase) -> None:
+    if trainer.iter == 3 and comm.get_rank() == 1:
+        raise ValueError("a hook of rank 1 fails")
+
+
+@pytest.mark.slow
+def test_a_hook_that_fails_on_one_rank_ends_the_others_and_is_the_error_reported(tmp_path: Path) -> None:
+    with pytest.raises(mp.ProcessRaisedException, match="ValueError: a hook of rank 1 fails"):
+        launch(_train_with_a_hook_that_fails_on_rank_1, 2, args=(str(tmp_path),), device="cpu")
+    assert sorted(os.listdir(tmp_path)) == ["ended0", "ended1"]

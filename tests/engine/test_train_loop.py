@@ -215,3 +215,40 @@ def test_a_hook_may_ask_to_stop_after_the_iteration() -> None:
     calls.clear()
     trainer.train(5, 7)  # asked once is stopped once
     assert calls[-1] == "a.after_train@7"
+
+
+class _Failing(HookBase):
+    """Raises at one point, every time."""
+
+    def __init__(self, point: str, text: str) -> None:
+        self._text = text
+        setattr(self, point, self._fail)
+
+    def _fail(self) -> None:
+        raise ValueError(self._text)
+
+
+@pytest.mark.parametrize("point", ["before_train", "before_step", "after_step", "after_train"])
+def test_of_several_hooks_that_fail_the_first_error_is_reported_and_all_come_to_their_end(
+    point: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+    trainer = IdleTrainer()
+    trainer.register_hooks(
+        [
+            Recorder(calls, "a"),
+            _Failing(point, "first"),
+            _Failing("after_train", "second"),
+            Recorder(calls, "b"),
+            _Failing(point, "third"),
+            _Failing("after_train", "fourth"),
+        ]
+    )
+    with pytest.raises(ValueError, match="first"):
+        trainer.train(0, 3)
+    assert [call for call in calls if "after_train" in call] == [
+        f"{label}.after_train@{3 if point == 'after_train' else 0}" for label in "ab"
+    ]
+    assert trainer.succeeded == (point == "after_train")
+    for text in ("second", "fourth"):  # what else went wrong is in the log
+        assert f"ValueError: {text}" in caplog.text

@@ -4,6 +4,7 @@ import functools
 import io
 import logging
 import re
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import termcolor
 
 from dinoengine.utils.logger import (
     ROOT_NAME,
+    LogFile,
     create_small_table,
     log_every_n,
     log_every_n_seconds,
@@ -215,3 +217,43 @@ def test_small_table() -> None:
     assert [cell.strip() for cell in header.strip("|").split("|")] == ["top1", "images"]
     assert set(rule) <= set("|:-")
     assert [cell.strip() for cell in row.strip("|").split("|")] == ["91.235", "12"]
+
+
+def test_lines_wait_for_a_folder_that_is_in_the_way_and_for_a_disk_that_is_full(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    logger = setup_logger(str(folder), name=name)
+    logger.info("one")
+    shutil.rmtree(folder)
+    logger.info("two")
+    assert (folder / "log.txt").read_text().endswith("two\n")
+    shutil.rmtree(folder)
+    folder.write_text("a file where the folder should be")
+    for i in range(3):
+        logger.info("three %d", i)
+    folder.unlink()
+    folder.mkdir()
+    (folder / "log.txt").symlink_to("/dev/full")
+    logger.info("four")
+    (folder / "log.txt").unlink()
+    logger.info("five")
+    lines = (folder / "log.txt").read_text().splitlines()
+    assert [line.split(": ")[-1] for line in lines] == ["three 0", "three 1", "three 2", "four", "five"]
+    errors = capsys.readouterr().err
+    assert errors.count("cannot be written, and lines wait") == 1
+    assert "Traceback" not in errors
+
+
+def test_lines_that_never_reach_the_file_are_counted_at_the_end(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LogFile, "MAX_WAITING", 2)
+    handler = LogFile(str(tmp_path / "log.txt"))
+    (tmp_path / "log.txt").unlink()
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    for i in range(5):
+        handler.emit(logging.LogRecord(name, logging.INFO, "", 0, "line %d", (i,), None))
+    assert handler.num_lost == 3
+    handler.close()
+    assert "5 lines are missing" in capsys.readouterr().err

@@ -5,9 +5,12 @@ import json
 import logging
 import math
 import re
+import resource
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -452,3 +455,79 @@ def test_a_writer_is_an_event_writer_and_must_write() -> None:
         assert issubclass(kind, EventWriter)
     with pytest.raises(TypeError, match="abstract"):
         EventWriter()  # type: ignore[abstract]
+
+
+# ------------------------------------------------------------------------------------------------ disks that fail
+
+
+@contextmanager
+def _largest_file(num_bytes: int) -> Iterator[None]:
+    """A disk that is full from this size on: a write is cut short, the next one is an OSError."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_no_row_and_leaves_no_half_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    writer = JSONWriter(str(path))
+    with EventStorage(0) as storage:
+        _train(storage, [writer], range(2), period=2)
+        good = path.read_bytes()
+        storage.iter = 2
+        storage.put_scalar("loss", 1.0, role="loss")
+        with _largest_file(len(good) + 5), pytest.raises(OSError, match="File too large"):
+            writer.write()
+        assert path.read_bytes() == good
+        storage.iter = 3
+        storage.put_scalar("loss", 1.5, role="loss")
+        writer.write()
+    assert _rows(path) == [{"iteration": i, "loss": i / 2} for i in range(4)]
+
+
+def test_rows_wait_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinoengine.utils.writers.MAX_UNWRITTEN_ROWS", 3)
+    writer = JSONWriter(str(tmp_path / "metrics.json"))
+    with EventStorage(0) as storage:
+        with _largest_file(5):
+            for i in range(5):
+                storage.iter = i
+                storage.put_scalar("loss", i / 2)
+                with pytest.raises(OSError, match="File too large"):
+                    writer.write()
+        writer.write()
+    assert [row["iteration"] for row in _rows(tmp_path / "metrics.json")] == [2, 3, 4]
+
+
+def test_a_folder_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    writers = [JSONWriter(str(folder / "metrics.json")), TensorboardXWriter(str(folder))]
+    with EventStorage(0) as storage:
+        _train(storage, writers, range(2), period=2)
+        shutil.rmtree(folder)
+        storage.iter = 2
+        storage.put_scalar("loss", 1.0, role="loss")
+        for writer in writers:
+            writer.write()
+            writer.close()
+    assert _rows(folder / "metrics.json") == [{"iteration": 2, "loss": 1.0}]
+    assert sum(p.stat().st_size for p in folder.glob("events*")) > 0
+
+
+def test_tensorboard_waits_for_a_full_disk_with_its_values(tmp_path: Path) -> None:
+    """Its library would write from a thread, which ends at the first error, and wait for that thread for ever."""
+    writer = TensorboardXWriter(str(tmp_path))
+    with EventStorage(0) as storage:
+        storage.put_scalar("early", 1.0)
+        with _largest_file(1000), pytest.raises(OSError, match="File too large"):
+            writer.write()
+        storage.put_scalar("late", 2.0)
+        writer.write()
+        writer.close()
+    content = next(tmp_path.glob("events*")).read_bytes()
+    assert b"early" in content
+    assert b"late" in content

@@ -1,4 +1,5 @@
 from dinoengine.engine.hooks.bad_images import BadImageLog
+from dinoengine.engine.hooks.bad_steps import BadStepRecorder
 from dinoengine.engine.hooks.callback import CallbackHook
 from dinoengine.engine.hooks.checkpointing import BestCheckpointer, EarlyStopping, PeriodicCheckpointer
 from dinoengine.engine.hooks.collapse import CollapseError, CollapseGuard
@@ -13,6 +14,7 @@ from dinoengine.engine.hooks.writing import PeriodicWriter
 
 __all__ = [
     "BadImageLog",
+    "BadStepRecorder",
     "BestCheckpointer",
     "CallbackHook",
     "CollapseError",

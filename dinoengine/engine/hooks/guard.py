@@ -34,7 +34,7 @@ class NonFiniteGuard(HookBase):
         if trainer.step_is_finite:
             self._overflows_in_a_row = 0
             return
-        if trainer.grad_scaler is not None and trainer.loss_is_finite:
+        if trainer.is_fp16_overflow:
             self._overflows_in_a_row += 1
             if self._overflows_in_a_row > MAX_FP16_OVERFLOWS_IN_A_ROW:
                 raise FloatingPointError(

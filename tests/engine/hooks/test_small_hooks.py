@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
 
 from dinoengine.engine import hooks
 from dinoengine.solver import CosineSchedule, LinearWarmupSchedule, OptimizerSchedule
-from dinoengine.utils.writers import EventWriter, JSONWriter
+from dinoengine.utils.writers import ConsoleWriter, EventWriter, JSONWriter
 from tests.engine.toys import IdleTrainer, ToyData, toy_trainer
 
 
@@ -160,3 +162,56 @@ def test_a_run_that_fails_in_its_first_iteration_leaves_no_metrics(tmp_path: Pat
         with pytest.raises(RuntimeError, match="step failed"):
             trainer.train(0, 5)
         assert len(path.read_text().splitlines() if path.exists() else []) == rows
+
+
+class _SometimesFull(EventWriter):
+    def __init__(self, full: set[int]) -> None:
+        self.full = full
+        self.num_calls = 0
+
+    def write(self) -> None:
+        self.num_calls += 1
+        if self.num_calls in self.full:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_writer_that_cannot_write_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    writer, other = _SometimesFull({2, 3}), _SometimesFull(set())
+    trainer = IdleTrainer()
+    trainer.register_hooks([hooks.PeriodicWriter([writer, other], period=1)])
+    with caplog.at_level("INFO"):
+        trainer.train(0, 5)
+    assert (writer.num_calls, other.num_calls) == (6, 6)
+    assert caplog.text.count("cannot write, and will try again: [Errno 28] No space left on device") == 1
+    assert "writes again, after 2 attempts that failed" in caplog.text
+    assert "is missing" not in caplog.text
+
+
+def test_what_could_not_be_written_in_the_end_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = IdleTrainer()
+    trainer.register_hooks([hooks.PeriodicWriter([_SometimesFull({4, 5, 6})], period=1)])
+    trainer.train(0, 5)
+    assert "_SometimesFull: the last 3 attempts to write failed, so its end is missing." in caplog.text
+
+
+def test_a_clock_that_jumps_back_changes_no_duration(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = itertools.count(10**9, -86400)
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    trainer = toy_trainer()
+    lines: list[str] = []
+    console = ConsoleWriter(8, images_per_iter=8)
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(warmup_iters=1),
+            hooks.CallbackHook(after_step=lambda t: lines.append(console.line(t.storage))),
+        ]
+    )
+    with caplog.at_level("INFO"):
+        trainer.train(0, 8)
+    seconds = [v for name in ("time", "data_time") for v, _ in trainer.storage.history(name).values()]
+    assert all(0 <= s < 60 for s in seconds)
+    assert len(seconds) == 16
+    assert "eta 0:00:0" in lines[-1]
+    assert "Total training time: 0:00:" in caplog.text
