@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MODEL.DDP.FIND_UNUSED_PARAMETERS", FREE, "how processes work together"),
     Rule("DATALOADER.NUM_WORKERS", FREE, "samples, crops and masks belong to positions, not to workers"),
     Rule("DATALOADER.PREFETCH_FACTOR", FREE, "samples, crops and masks belong to positions, not to workers"),
+    Rule("DATALOADER.TIMEOUT_SECONDS", FREE, "samples, crops and masks belong to positions, not to workers"),
     Rule("DATALOADER.MAX_BAD_IMAGE_SHARE", FREE, "when the run ends"),
     Rule("INPUT.TEST.*", FREE, "evaluation"),
     Rule("DATASETS.TEST", FREE, "evaluation"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import glob
 import json
@@ -22,7 +21,7 @@ from dinoengine.engine import hooks
 from dinoengine.engine.classifier_trainer import trainer_class_of
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.engine.hooks.bad_steps import FOLDER, describe_step, record_name
-from dinoengine.engine.setup import default_setup, resolve_device
+from dinoengine.engine.setup import default_argument_parser, default_setup, resolve_device
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.structures import BackboneOutput, ImageBatch, SSLBatch
 from dinoengine.utils import comm
@@ -113,7 +112,7 @@ def replay(cfg: CfgNode, run_dir: str, iteration: int) -> list[Replay]:
     Raises:
         CheckpointError, FileNotFoundError: if the state cannot be loaded.
     """
-    cfg = default_setup(cfg, argparse.Namespace(resume=False, eval_only=False))
+    cfg = default_setup(cfg, default_argument_parser().parse_args([]))
     trainer = _trainer_without_side_effects(trainer_class_of(cfg), cfg)
     path = state_before(run_dir, iteration)
     if path:
