@@ -328,13 +328,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="reliability_") as folder:
         for world_size in args.processes if args.kills else ():
             result = kills(folder, args.kills, world_size, rng)
-            print(
-                f"killed and resumed, {world_size} process(es): {result['equal']} of {result['kills']} bitwise equal {result}"
-            )
+            equal = f"{result['equal']} of {result['kills']} bitwise equal"
+            print(f"killed and resumed, {world_size} process(es): {equal} {result}", flush=True)
             good &= result["equal"] == result["kills"]
         for damage in (damaged_checkpoints, damaged_images) if args.mutations else ():
             result = damage(folder, args.mutations, rng)
-            print(f"{damage.__name__.replace('_', ' ')}: {result['wrong']} of {result['files']} wrong {result}", flush=True)
+            print(
+                f"{damage.__name__.replace('_', ' ')}: {result['wrong']} of {result['files']} wrong {result}",
+                flush=True,
+            )
             good &= not result["wrong"]
         if args.iterations:
             found = volume(os.path.join(folder, "volume"), args.iterations)
