@@ -23,6 +23,8 @@ from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
 from dinoengine.utils.logger import log_first_n
 
+SIMILARITY_DTYPES = ("float32", "float16", "bfloat16")
+
 
 def knn_scores(similarity: Tensor, classes: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
     """Votes of the k nearest neighbours for each class.
@@ -44,7 +46,8 @@ def knn_scores(similarity: Tensor, classes: Tensor, num_classes: int, k: int, te
 
 @dataclass(frozen=True)
 class KNNSettings:
-    """
+    """The settings of ``knn_accuracy``; by default the published ones.
+
     Attributes:
         ks: numbers of neighbours; one above the size of the bank takes the whole bank, and that is said.
         temperature: similarities are divided by it before the softmax.
@@ -52,6 +55,9 @@ class KNNSettings:
         num_tries: random banks for each of these numbers; the number of the try is the seed.
         memory_mib: bounds the similarities held at a time, over both bank and queries; does not change results on the CPU.
         similarity_dtype: "float32", "float16" or "bfloat16"; similarities of a half type have many ties.
+
+    Raises:
+        ValueError: if one is out of its range; says which.
     """
 
     ks: Sequence[int] = (10, 20, 100, 200)
@@ -60,6 +66,21 @@ class KNNSettings:
     num_tries: int = 1
     memory_mib: int = DEFAULT_MEMORY_MIB
     similarity_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.ks:
+            raise ValueError("k-NN: ks is empty; give at least one number of neighbours.")
+        counts = {"ks": self.ks, "num_per_class": self.num_per_class}
+        counts |= {"num_tries": [self.num_tries], "memory_mib": [self.memory_mib]}
+        for name, values in counts.items():
+            if not all(value >= 1 for value in values):
+                raise ValueError(f"k-NN: {name} must be 1 or more, got {getattr(self, name)}.")
+        if not self.temperature > 0:
+            raise ValueError(f"k-NN: temperature must be above 0, got {self.temperature}.")
+        if self.similarity_dtype not in SIMILARITY_DTYPES:
+            raise ValueError(
+                f"k-NN: similarity_dtype must be one of {', '.join(SIMILARITY_DTYPES)}, got {self.similarity_dtype!r}."
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> KNNSettings:

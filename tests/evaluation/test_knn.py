@@ -427,3 +427,20 @@ def test_a_query_may_be_anything_that_normalises() -> None:
     tiny = Features(queries.features * 1e-6, queries.labels)
     torch.testing.assert_close(F.normalize(tiny.features, dim=1), F.normalize(queries.features, dim=1))
     assert _accuracy(bank, tiny, [10])["top1_k10"] == _accuracy(bank, queries, [10])["top1_k10"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ks": ()}, "ks is empty"),
+        ({"ks": (5, 0)}, r"ks must be 1 or more, got \(5, 0\)"),
+        ({"num_per_class": (0,)}, "num_per_class must be 1 or more"),
+        ({"num_tries": 0}, "num_tries must be 1 or more, got 0"),
+        ({"memory_mib": 0}, "memory_mib must be 1 or more"),
+        ({"temperature": 0.0}, r"temperature must be above 0, got 0\.0"),
+        ({"similarity_dtype": "float64"}, "must be one of float32, float16, bfloat16, got 'float64'"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_runs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KNNEvaluator(make_loader(torch.eye(3), torch.arange(3)), **changes)
