@@ -235,7 +235,7 @@ def test_documented_commands_are_accepted(command: str, monkeypatch: pytest.Monk
     """Flags, config files, keys and values as the reader would paste them."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)  # recipes are for machines with eight
-    monkeypatch.setattr(setup, "fit_config_to_weights", lambda cfg, *, resume: None)  # the reader's file, not there
+    monkeypatch.setattr(setup, "fit_config_to_weights", lambda cfg, **run: None)  # the reader's file, not there
     args = default_argument_parser().parse_args(shlex.split(command)[1:])
     if args.config_file.startswith("output/"):  # that of a run
         cfg = get_cfg()

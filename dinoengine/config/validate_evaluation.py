@@ -69,6 +69,27 @@ def are_numbers(values: tuple[Any, ...], length: int | None = None) -> bool:
     return numbers and length in (None, len(values))
 
 
+def _expected_results_problems(cfg: CfgNode) -> Iterator[str]:
+    """Rows that no result could be found for are noticed before a training, not after it."""
+    datasets = cfg.DATASETS.TEST
+    for row in cfg.TEST.EXPECTED_RESULTS:
+        is_row = isinstance(row, (tuple, list)) and len(row) in (4, 5)
+        if not is_row or not are_numbers(tuple(row[-2:])):
+            yield (
+                "TEST.EXPECTED_RESULTS lists rows (task, metric, value, tolerance), with the dataset in front if there are "
+                f"several, e.g. \"(('knn', 'top1_k20', 78.0, 2.0),)\"; got {row!r}."
+            )
+        elif row[-1] < 0:
+            yield f"TEST.EXPECTED_RESULTS: the tolerance, the last number of a row, is 0 or more; got {row!r}."
+        elif len(row) == 5 and len(datasets) == 1:
+            yield f"TEST.EXPECTED_RESULTS: there is one dataset in DATASETS.TEST, so leave {row[0]!r} out of {row!r}."
+        elif len(datasets) > 1 and (len(row) == 4 or row[0] not in datasets):
+            yield (
+                f"TEST.EXPECTED_RESULTS: with several datasets each row begins with one of DATASETS.TEST, as it is written "
+                f"there ({', '.join(datasets)}); got {row!r}."
+            )
+
+
 def problems(cfg: CfgNode) -> Iterator[str]:
     """What is wrong with the keys under TEST (their ranges are checked with all others)."""
     for name in cfg.TEST.BASELINES:
@@ -82,13 +103,7 @@ def problems(cfg: CfgNode) -> Iterator[str]:
         yield "TEST.EVAL_AT_START needs a dataset in DATASETS.TEST."
     if cfg.TEST.EXPECTED_RESULTS and not cfg.DATASETS.TEST:
         yield "TEST.EXPECTED_RESULTS needs a dataset in DATASETS.TEST."
-    for row in cfg.TEST.EXPECTED_RESULTS:
-        is_row = isinstance(row, (tuple, list)) and len(row) in (4, 5)
-        if not is_row or not are_numbers(tuple(row[-2:])):
-            yield (
-                "TEST.EXPECTED_RESULTS lists rows (task, metric, value, tolerance), with the dataset in front if there are "
-                f"several, e.g. \"(('knn', 'top1_k20', 78.0, 2.0),)\"; got {row!r}."
-            )
+    yield from _expected_results_problems(cfg)
     if cfg.TEST.BEST_METRIC and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD):
         yield f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC!r} needs DATASETS.TEST and TEST.EVAL_PERIOD > 0."
     if cfg.TEST.EARLY_STOPPING_PATIENCE and not cfg.TEST.BEST_METRIC:

@@ -22,10 +22,12 @@ class HookBase:
     Attributes:
         name: key of the hook's state in a checkpoint; unique among the stateful hooks of a trainer.
         runs_last: True for writers: they stay behind every hook, also behind those registered later.
+        needs_state: False for a hook that may begin anew when a run is resumed from a checkpoint without its state.
     """
 
     trainer: TrainerBase
     runs_last: bool = False
+    needs_state: bool = True
 
     @property
     def name(self) -> str:
@@ -234,7 +236,7 @@ class TrainerBase:
         """Inverse of ``state_dict``.
 
         Raises:
-            ValueError: if a part, or the state of a registered stateful hook, is missing; names it.
+            ValueError: if a part, or the state of a registered hook that needs it, is missing; names it.
         """
         require_parts(state, ("iteration", "storage", "hooks"))
         self.iter = state["iteration"]
@@ -242,6 +244,9 @@ class TrainerBase:
         saved = dict(state["hooks"])
         for hook in self._hooks:
             if not hook.is_stateful:
+                continue
+            if hook.name not in saved and not hook.needs_state:
+                logger.info("The checkpoint has no state for hook %s, which begins anew.", hook.name)
                 continue
             if hook.name not in saved:
                 raise ValueError(

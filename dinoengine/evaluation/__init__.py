@@ -18,11 +18,12 @@ from dinoengine.evaluation.evaluator import (
 from dinoengine.evaluation.extraction import Extraction, extract_to_store
 from dinoengine.evaluation.feature_store import FeatureStore
 from dinoengine.evaluation.features import FeatureCollector, Features, extract_features, extract_pixels
-from dinoengine.evaluation.knn import KNNEvaluator, knn_accuracy, knn_scores
+from dinoengine.evaluation.knn import KNNEvaluator, KNNSettings, knn_accuracy, knn_scores
 from dinoengine.evaluation.label_free import LabelFreeEvaluator, power_law_exponent, rankme
 from dinoengine.evaluation.label_sets import LabelSets, labels_by_name, match_label_sets
-from dinoengine.evaluation.linear import LinearEvaluator
+from dinoengine.evaluation.linear import LinearEvaluator, ProbeSets
 from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
+from dinoengine.evaluation.linear_settings import LinearSettings
 from dinoengine.evaluation.logreg import LogregEvaluator, LogregSettings, mean_per_class
 from dinoengine.evaluation.logreg_build import build_logreg_evaluator
 from dinoengine.evaluation.logreg_multi_label import MultiLabelLogregEvaluator
@@ -49,10 +50,12 @@ __all__ = [
     "Features",
     "HeadGrid",
     "KNNEvaluator",
+    "KNNSettings",
     "LabelFreeEvaluator",
     "LabelSets",
     "LinearEvaluator",
     "LinearHeads",
+    "LinearSettings",
     "LogregEvaluator",
     "LogregSettings",
     "MaskSets",
@@ -61,6 +64,7 @@ __all__ = [
     "NeighbourSearch",
     "Neighbours",
     "PatchBank",
+    "ProbeSets",
     "SegmentationEvaluator",
     "SegmentationHead",
     "UnsuitableTestSetError",

@@ -7,7 +7,7 @@ from typing import Any
 
 from dinoengine.config import CfgNode
 from dinoengine.evaluation.features import Features, extract_pixels
-from dinoengine.evaluation.knn import knn_accuracy, knn_options
+from dinoengine.evaluation.knn import KNNSettings, knn_accuracy
 
 
 def pixel_knn_accuracy(
@@ -25,5 +25,5 @@ def pixel_knn_accuracy(
     return knn_accuracy(
         Features(bank.features - mean, bank.labels),
         Features(queries.features - mean, queries.labels),
-        **knn_options(cfg),
+        KNNSettings.from_config(cfg),
     )

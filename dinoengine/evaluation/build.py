@@ -24,7 +24,7 @@ lacks what its answers are compared with.
 
 
 class UnsuitableTestSetError(ValueError):
-    """A test set without the labels or masks of an evaluator, which another test set of the run may have."""
+    """A test set without the kind of labels or the masks of an evaluator, which another test set of the run may have."""
 
 
 def check_evaluator_names(cfg: CfgNode) -> None:
@@ -46,7 +46,8 @@ def build_evaluator(cfg: CfgNode, dataset: str) -> DatasetEvaluators:
     """The evaluators of TEST.EVALUATORS for one dataset string.
 
     One that cannot use this dataset is left out, with a line in the log, where the run has another evaluator for this
-    dataset and another dataset for this evaluator: labelled folders and masks may be evaluated in one run.
+    dataset and another dataset for this evaluator: labelled folders, multi-label sets and masks may be evaluated in one
+    run.
 
     Raises:
         UnsuitableTestSetError: if that is not so.

@@ -110,7 +110,7 @@ def build_classification_evaluator(cfg: CfgNode, dataset: str, make_loader: Load
             "TEST.EVALUATORS classification is for a classifier, and MODEL.CLASSIFIER.NUM_CLASSES is 0; use knn."
         )
     test_set = make_loader(cfg, dataset).dataset.dataset
-    require_single_label(test_set, "classification", f"the test set {dataset!r}")
+    require_single_label(test_set, "classification", f"the test set {dataset!r}", UnsuitableTestSetError)
     test_names = test_set.class_names
     if test_names is None:
         raise UnsuitableTestSetError(

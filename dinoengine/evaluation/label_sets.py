@@ -69,19 +69,18 @@ def match_label_sets(
         which: what the test set is called in messages, if it is another set than that.
 
     Raises:
-        UnsuitableTestSetError: if the test set has no labels.
+        UnsuitableTestSetError: if the test set has no labels, or is multi-label.
         ValueError: if another set has none, or they share no class; better now than after the training.
     """
     test_set = make_loader(cfg, test).dataset.dataset
-    if not test_set.has_labels and which == _TEST_SET:
-        raise UnsuitableTestSetError(_no_labels_in(test_set, evaluator, f"the {which} {test!r}"))
+    error = UnsuitableTestSetError if which == _TEST_SET else ValueError
+    test_names = class_names(test_set, evaluator, f"the {which} {test!r}", error)
     strings = training_strings(cfg, train, test)
     if not strings:
         raise ValueError(no_labels(evaluator, "its training set (none is named)"))
     train_loader = make_loader(cfg, strings)
     train_set = train_loader.dataset.dataset
     train_names = class_names(train_set, evaluator, f"its training set {list(strings)}")
-    test_names = class_names(test_set, evaluator, f"the {which} {test!r}")
     train_labels = labels_by_name(train_names, test_names)
     warn_of_shared_images(train_set, test_set, f"{which} {test!r}", strings)
     _warn_of_single_images(train_set, train_names)
@@ -106,24 +105,26 @@ def no_labels(evaluator: str, which: str) -> str:
     )
 
 
-def require_single_label(dataset: ImageDataset, evaluator: str, which: str) -> None:
+def require_single_label(
+    dataset: ImageDataset, evaluator: str, which: str, error: type[ValueError] = ValueError
+) -> None:
     """See that images do not show several classes each; ``which`` set it is, for messages.
 
     Raises:
-        ValueError: if they do.
+        error: if they do; UnsuitableTestSetError is for a test set.
     """
     if dataset.multi_label_class_names is not None:
-        raise ValueError(
+        raise error(
             f"The evaluator {evaluator!r} needs one class per image, and {which} is multi-label. Multi-label test sets are "
             "for the evaluator 'logreg', with a multi-label training set (and validation set, if there is one)."
         )
 
 
-def class_names(dataset: ImageDataset, evaluator: str, which: str) -> list[str]:
-    """The class names of a dataset; ``which`` says what it is if there are none (ValueError)."""
-    require_single_label(dataset, evaluator, which)
+def class_names(dataset: ImageDataset, evaluator: str, which: str, error: type[ValueError] = ValueError) -> list[str]:
+    """The class names of a dataset; ``which`` says what it is if there are none, or several to an image (``error``)."""
+    require_single_label(dataset, evaluator, which, error)
     if dataset.class_names is None:
-        raise ValueError(_no_labels_in(dataset, evaluator, which))
+        raise error(_no_labels_in(dataset, evaluator, which))
     return dataset.class_names
 
 

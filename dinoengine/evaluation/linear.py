@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
 from dinoengine.evaluation.features import FeatureCollector, dataset_of
 from dinoengine.evaluation.label_sets import match_label_sets, training_strings
 from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads, learning_rate
+from dinoengine.evaluation.linear_settings import LinearSettings
 from dinoengine.evaluation.linear_training import (
     FeatureBatch,
     FeatureStream,
@@ -44,30 +45,22 @@ class ProbeSets:
     """The images of a linear probe. Heads count classes as the training set does.
 
     Attributes:
-        train_cfg: its training loader gives the training set, augmented, in the batches of the probe.
+        train_batches: iteration -> the training batches from there on, endless: ImageBatch of this rank's part, augmented;
+            not asked for with ``LinearSettings.cached``.
         train_crops: a loader of this rank's part of the training set, evaluation crops.
         test_crops: the same of the test set.
         test_classes: by label of the test set: the class of the heads, -1 for none.
         val_crops, val_classes: the same of the validation set; None: the test set serves as validation.
+        preprocessing: of all crops; JSON-serialisable. A probe goes on from a checkpoint with the same one only.
     """
 
-    train_cfg: CfgNode
+    train_batches: Callable[[int], Iterable[ImageBatch]]
     train_crops: Any
     test_crops: Any
     test_classes: Sequence[int]
     val_crops: Any = None
     val_classes: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How the heads are trained: the keys of TEST.LINEAR, with the number of iterations worked out."""
-
-    grid: HeadGrid
-    num_iters: int
-    cached: bool = False
-    val_period: int = 0
-    checkpoint_period: int = 0
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LinearEvaluator(DatasetEvaluator):
@@ -79,7 +72,7 @@ class LinearEvaluator(DatasetEvaluator):
     """
 
     def __init__(
-        self, sets: ProbeSets, settings: ProbeSettings, *, dataset: str, output_dir: str, keep_checkpoint: bool = False
+        self, sets: ProbeSets, settings: LinearSettings, *, dataset: str, output_dir: str, keep_checkpoint: bool = False
     ) -> None:
         """
         Args:
@@ -92,7 +85,6 @@ class LinearEvaluator(DatasetEvaluator):
         self.dataset = dataset
         self.output_dir = output_dir
         self.keep_checkpoint = keep_checkpoint
-        self._batch_size = sets.train_cfg.SOLVER.IMS_PER_BATCH
         self._ranks = FeatureCollector(dataset_of(sets.test_crops))
         self._val_ranks: Tensor | None = None
 
@@ -113,7 +105,7 @@ class LinearEvaluator(DatasetEvaluator):
             self._heads,
             self._stream_source(),
             num_iters=self.settings.num_iters,
-            batch_size=self._batch_size,
+            batch_size=self.settings.ims_per_batch,
             dataset=dataset_of(self.sets.train_crops),
             checkpoint=self._checkpoint,
             checkpoint_period=self.settings.checkpoint_period,
@@ -131,20 +123,21 @@ class LinearEvaluator(DatasetEvaluator):
             grid,
             width // grid.width_in_tokens,
             len(images.dataset.class_names),
-            seed=self.sets.train_cfg.SEED,
+            seed=self.settings.seed,
             device=device,
         )
 
     def _stream_source(self) -> Callable[[int], FeatureStream]:
         """Iteration -> the training batches from there on."""
-        model, grid, cfg = self._model, self.settings.grid, self.sets.train_cfg
-        if not self.settings.cached:
-            return lambda start_iter: feature_batches(model, grid, build_train_loader(cfg, start_iter))
+        model, settings, sets = self._model, self.settings, self.sets
+        grid = settings.grid
+        if not settings.cached:
+            return lambda start_iter: feature_batches(model, grid, sets.train_batches(start_iter))
 
         def cached(start_iter: int) -> FeatureStream:
-            crops = self.sets.train_crops
-            cache = collect_features(feature_batches(model, grid, crops), dataset_of(crops))
-            return cached_stream(cache, next(model.parameters()).device, self._batch_size, cfg.SEED, start_iter)
+            cache = collect_features(feature_batches(model, grid, sets.train_crops), dataset_of(sets.train_crops))
+            device = next(model.parameters()).device
+            return cached_stream(cache, device, settings.ims_per_batch, settings.seed, start_iter)
 
         return cached
 
@@ -218,7 +211,7 @@ class LinearEvaluator(DatasetEvaluator):
                 "num_last_blocks": seen.num_blocks,
                 "mean_patch": seen.mean_patch,
                 "base_lr": base_lr,
-                "lr": learning_rate(base_lr, self._batch_size),
+                "lr": learning_rate(base_lr, self.settings.ims_per_batch),
                 "diverged": diverged[number],
                 **{metric: values[number] for metric, values in tops.items()},
             }
@@ -253,32 +246,16 @@ class LinearEvaluator(DatasetEvaluator):
 
     def _training(self) -> dict[str, Any]:
         """The settings that the heads depend on."""
-        cfg, grid = self.sets.train_cfg, self.settings.grid
-        augmentation: Any = {
-            "crop_size_px": list(cfg.INPUT.GLOBAL_CROPS.SIZE_PX),
-            "crop_scale": list(cfg.INPUT.GLOBAL_CROPS.SCALE),
-            "crop_ratio": list(cfg.INPUT.CROP_RATIO),
-            "hflip_prob": cfg.INPUT.HFLIP_PROB,
-        }
-        return {
-            "num_train_images": len(self.sets.train_crops.dataset),
-            "iterations": self.settings.num_iters,
-            "ims_per_batch": self._batch_size,
-            "base_lrs": list(grid.base_lrs),
-            "num_last_blocks": list(grid.num_last_blocks),
-            "mean_patch": list(grid.mean_patch),
-            "augmentation": "none: cached features of evaluation crops" if self.settings.cached else augmentation,
-            "seed": cfg.SEED,
-        }
+        return {"num_train_images": len(self.sets.train_crops.dataset), **self.settings.protocol()}
 
     def _identity(self) -> dict[str, Any]:
         """All that the trained heads depend on."""
-        cfg = self.sets.train_cfg
+        train_set = self.sets.train_crops.dataset.dataset
         return {
             "weights": self._weights,
-            "train_index_sha256": index_sha256(self.sets.train_crops.dataset.dataset),
-            "classes": self.sets.train_crops.dataset.dataset.class_names,
-            "preprocessing": preprocessing(cfg),
+            "train_index_sha256": index_sha256(train_set),
+            "classes": train_set.class_names,
+            "preprocessing": dict(self.sets.preprocessing),
             "training": self._training(),
         }
 
@@ -329,25 +306,21 @@ def build_linear_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactor
         val_classes = match_label_sets(
             cfg, "linear", sets.train_strings, linear.VAL, make_loader, "validation set"
         ).train_class_of
-    num_images = len(sets.train_loader.dataset)
+    settings = LinearSettings.from_config(cfg, len(sets.train_loader.dataset))
+    train_cfg = _training_cfg(cfg, settings, sets.train_strings, len(sets.train_labels))
     tests = list(cfg.DATASETS.TEST)
     later = tests[tests.index(dataset) + 1 :] if dataset in tests else []
     return LinearEvaluator(
         ProbeSets(
-            train_cfg=_training_cfg(cfg, sets.train_strings, len(sets.train_labels)),
+            train_batches=functools.partial(build_train_loader, train_cfg),
             train_crops=sets.train_loader,
             test_crops=make_loader(cfg, dataset),
             test_classes=sets.train_class_of,
             val_crops=val_crops,
             val_classes=val_classes,
+            preprocessing=preprocessing(cfg),
         ),
-        ProbeSettings(
-            grid=HeadGrid(linear.BASE_LRS, linear.NUM_LAST_BLOCKS, linear.MEAN_PATCH),
-            num_iters=linear.ITERS or math.ceil(linear.EPOCHS * num_images / linear.IMS_PER_BATCH),
-            cached=linear.CACHED,
-            val_period=linear.VAL_PERIOD,
-            checkpoint_period=linear.CHECKPOINT_PERIOD,
-        ),
+        settings,
         dataset=dataset,
         output_dir=cfg.OUTPUT_DIR,
         keep_checkpoint=any(
@@ -358,17 +331,16 @@ def build_linear_evaluator(cfg: CfgNode, dataset: str, make_loader: LoaderFactor
     )
 
 
-def _training_cfg(cfg: CfgNode, train: tuple[str, ...], num_classes: int) -> CfgNode:
+def _training_cfg(cfg: CfgNode, settings: LinearSettings, train: tuple[str, ...], num_classes: int) -> CfgNode:
     """The config of a classifier whose training loader is that of the probe: one random crop, perhaps flipped."""
     own = cfg.clone()
     own.defrost()
-    linear = cfg.TEST.LINEAR
-    own.SEED = linear.SEED
+    own.SEED = settings.seed
     own.DATASETS.TRAIN = train
     own.MODEL.CLASSIFIER.NUM_CLASSES = num_classes
     own.INPUT.AUGMENTATION = "SingleCrop"
-    own.INPUT.GLOBAL_CROPS.SIZE_PX = cfg.INPUT.TEST.CROP_SIZE_PX
-    own.INPUT.GLOBAL_CROPS.SCALE = linear.CROP_SCALE
-    own.INPUT.HFLIP_PROB = linear.HFLIP_PROB
-    own.SOLVER.IMS_PER_BATCH = linear.IMS_PER_BATCH
+    own.INPUT.GLOBAL_CROPS.SIZE_PX = settings.crop_size_px
+    own.INPUT.GLOBAL_CROPS.SCALE = settings.crop_scale
+    own.INPUT.HFLIP_PROB = settings.hflip_prob
+    own.SOLVER.IMS_PER_BATCH = settings.ims_per_batch
     return own

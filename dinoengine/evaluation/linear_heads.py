@@ -39,14 +39,14 @@ class HeadInput(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadGrid:
-    """Every base LR with every number of blocks, with and without mean patch token.
+    """Every base LR with every number of blocks, with and without mean patch token; by default the published 52.
 
     Heads are numbered input by input, within an input by LR.
     """
 
-    base_lrs: tuple[float, ...]
-    num_last_blocks: tuple[int, ...]
-    mean_patch: tuple[bool, ...]
+    base_lrs: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+    num_last_blocks: tuple[int, ...] = (1, 4)
+    mean_patch: tuple[bool, ...] = (False, True)
 
     @property
     def inputs(self) -> list[HeadInput]:

@@ -12,8 +12,8 @@ from tabulate import tabulate
 
 logger = logging.getLogger(__name__)
 
-# top1_k20, val_top1, top5_k10_n5_std, mean_per_class, miou, pixel_accuracy
-_PERCENT = re.compile(r"(val_)?top\d+(_.+)?|mean_per_class|miou|pixel_accuracy")
+# top1_k20, val_top1, top5_k10_n5_std, mean_per_class, map, map_11_point, miou, pixel_accuracy
+_PERCENT = re.compile(r"(val_)?top\d+(_.+)?|mean_per_class|map(_11_point)?|miou|pixel_accuracy")
 
 
 def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,9 +28,14 @@ def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_csv_format(results: Mapping[str, Any]) -> None:
-    """Log results as lines that are easy to copy and to find: ``copypaste: Task: ...``, names, values."""
+    """Log results as lines that are easy to copy and to find: ``copypaste: Task: ...``, names, values.
+
+    Results of several datasets have tasks called ``dataset/task``.
+    """
     for task, metrics in results.items():
-        if isinstance(metrics, Mapping):
+        if isinstance(metrics, Mapping) and any(isinstance(value, Mapping) for value in metrics.values()):
+            print_csv_format({f"{task}/{inner}": value for inner, value in metrics.items()})
+        elif isinstance(metrics, Mapping):
             logger.info("copypaste: Task: %s", task)
             logger.info("copypaste: %s", ",".join(metrics))
             logger.info("copypaste: %s", ",".join(f"{value:.4f}" for value in metrics.values()))

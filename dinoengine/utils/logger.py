@@ -40,7 +40,10 @@ class _StdoutHandler(logging.StreamHandler):
 
         try:
             with tqdm.external_write_mode(file=sys.stdout):
-                print(self.format(record), file=sys.stdout, flush=True)
+                encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+                # A file name need not be text that this terminal, or any, can show.
+                text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
+                print(text, file=sys.stdout, flush=True)
         except BrokenPipeError:
             discard_stdout()  # the work goes on, and log.txt with it
         except Exception:
@@ -66,7 +69,7 @@ class LogFile(logging.FileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._waiting.append(f"{self.format(record)}\n".encode(errors="replace"))
+            self._waiting.append(f"{self.format(record)}\n".encode(errors="backslashreplace"))
         except Exception:  # arguments that do not fit the message: as every handler does
             self.handleError(record)
             return

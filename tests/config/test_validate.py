@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -376,6 +377,24 @@ def test_expected_results_of_another_form_are_found_before_training(rows: Any) -
     problems = _problems("TEST.EXPECTED_RESULTS", rows, "DATASETS.TEST", ("digits",))
     assert all("lists rows (task, metric, value, tolerance)" in problem for problem in problems)
     assert problems
+
+
+@pytest.mark.parametrize(
+    ("datasets", "row", "message"),
+    [
+        (("digits",), ("digits", "knn", "top1", 78.0, 2.0), "there is one dataset.*leave 'digits' out"),
+        (("digits", "folder:/a"), ("knn", "top1", 78.0, 2.0), "each row begins with one of DATASETS.TEST.*folder:/a"),
+        (("digits", "folder:/a"), ("folder:/b", "knn", "top1", 78.0, 2.0), "begins with one of DATASETS.TEST"),
+        (("digits",), ("knn", "top1", 78.0, -2.0), "tolerance.*is 0 or more"),
+    ],
+)
+def test_expected_results_that_no_run_could_have_are_found_before_training(
+    datasets: tuple[str, ...], row: Any, message: str
+) -> None:
+    (problem,) = _problems("TEST.EXPECTED_RESULTS", (row,), "DATASETS.TEST", datasets)
+    assert re.search(message, problem)
+    right = ("knn", "top1", 78.0, 0.0) if len(datasets) == 1 else (datasets[1], "knn", "top1", 78.0, 0.0)
+    assert _problems("TEST.EXPECTED_RESULTS", (right,), "DATASETS.TEST", datasets) == []
 
 
 def test_less_than_one_masked_crop_is_a_contradiction() -> None:

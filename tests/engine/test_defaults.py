@@ -39,6 +39,7 @@ def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
         "IterationTimer",
         "LRScheduler",
         "NonFiniteGuard",
+        "BadImageLog",
         "BadStepRecorder",
         "TorchProfiler",
         "PreciseBN",

@@ -169,6 +169,21 @@ def test_missing_state_is_an_error_and_foreign_state_a_warning(caplog: pytest.Lo
     assert "state of hooks this run does not have: x" in caplog.text
 
 
+def test_a_hook_that_does_not_need_its_state_begins_anew_without_it_and_takes_it_where_there_is_one() -> None:
+    class Optional(Counter):
+        needs_state = False
+
+    saved, trainer = IdleTrainer(), IdleTrainer()
+    hook = Optional("x")
+    trainer.register_hooks([hook])
+    trainer.load_state_dict(saved.state_dict())
+    assert hook.count == 0
+    saved.register_hooks([Counter("x")])
+    saved.train(0, 2)
+    trainer.load_state_dict(saved.state_dict())
+    assert hook.count == 2
+
+
 class _SavesOnly(HookBase):
     def state_dict(self) -> dict[str, int]:
         return {"a": 1}

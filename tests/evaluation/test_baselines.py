@@ -5,7 +5,7 @@ import torch
 
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import build_test_loader
-from dinoengine.evaluation import Features, knn_accuracy, pixel_knn_accuracy
+from dinoengine.evaluation import Features, KNNSettings, knn_accuracy, pixel_knn_accuracy
 from tests.evaluation.fakes import make_loader
 
 
@@ -21,11 +21,13 @@ def test_the_mean_of_the_training_set_is_taken_off_both_sides() -> None:
     bank_labels, query_labels = torch.arange(30) % 4, torch.arange(20) % 4
     mean = bank.mean(dim=0)
     expected = knn_accuracy(
-        Features(bank - mean, bank_labels), Features(queries - mean, query_labels), [3, 7], temperature=0.2
+        Features(bank - mean, bank_labels), Features(queries - mean, query_labels), KNNSettings((3, 7), 0.2)
     )
     actual = pixel_knn_accuracy(_cfg(), make_loader(bank, bank_labels), make_loader(queries, query_labels))
     assert actual == expected
-    assert actual != knn_accuracy(Features(bank, bank_labels), Features(queries, query_labels), [3, 7], temperature=0.2)
+    assert actual != knn_accuracy(
+        Features(bank, bank_labels), Features(queries, query_labels), KNNSettings((3, 7), 0.2)
+    )
 
 
 def test_brightness_alone_tells_classes_apart_only_after_centring() -> None:

@@ -14,6 +14,7 @@ from dinoengine.evaluation import (
     DatasetEvaluators,
     DenseKNNEvaluator,
     KNNEvaluator,
+    KNNSettings,
     UnsuitableTestSetError,
     build_evaluator,
     check_evaluator_names,
@@ -41,14 +42,14 @@ def _knn(evaluators: DatasetEvaluators) -> KNNEvaluator:
 def test_knn_takes_its_settings_from_the_config() -> None:
     cfg = _cfg("TEST.KNN.K=(3, 5)", "TEST.KNN.TEMPERATURE=0.5", "TEST.KNN.MEMORY_MIB=77")
     cfg.merge_from_list(["TEST.KNN.NUM_PER_CLASS=(2,)", "TEST.KNN.NUM_TRIES=3", "TEST.KNN.SIMILARITY_DTYPE=float16"])
-    evaluator = _knn(build_evaluator(cfg, TEST))
-    assert (evaluator.ks, evaluator.temperature, evaluator.memory_mib) == ((3, 5), 0.5, 77)
-    assert (evaluator.num_per_class, evaluator.num_tries, evaluator.similarity_dtype) == ((2,), 3, "float16")
+    assert _knn(build_evaluator(cfg, TEST)).settings == KNNSettings((3, 5), 0.5, (2,), 3, 77, "float16")
 
 
 def test_the_defaults_are_the_published_protocol() -> None:
-    evaluator = _knn(build_evaluator(_cfg(), TEST))
-    assert (evaluator.ks, evaluator.temperature) == ((10, 20, 100, 200), 0.07)
+    """Also without a config."""
+    settings = _knn(build_evaluator(_cfg(), TEST)).settings
+    assert (settings.ks, settings.temperature) == ((10, 20, 100, 200), 0.07)
+    assert settings == KNNSettings()
 
 
 def test_neighbours_come_from_knn_train_or_else_from_the_training_set() -> None:

@@ -214,7 +214,7 @@ def test_features_that_are_not_finite_name_their_images_and_the_rest_is_kept(tmp
     good = _model()
     bad = _NanForSome(good.pixel_norm, good.backbone)  # type: ignore[arg-type]
     path = str(tmp_path / "store")
-    with pytest.raises(ValueError, match=r"features of 1 of 3 images are not finite, e.g. synthetic\[9\]\."):
+    with pytest.raises(ValueError, match=r"features of 1 of 3 images are not finite, e.g. synthetic:seed=0\[9\]\."):
         extract_to_store(bad, _cfg(), DATA, path, Extraction())
     assert np.load(tmp_path / "store.unfinished" / "done.npy").tolist() == [True] * 8 + [False] * 3
 
@@ -224,7 +224,8 @@ def test_features_beyond_float16_are_named(tmp_path: Path) -> None:
     with torch.no_grad():
         model.backbone.norm.bias += 1e5  # type: ignore[union-attr, operator]
     with pytest.raises(
-        ValueError, match=r"float16 features of 4 of 4 .* e.g. synthetic\[0\].* too large for float16; .*normalize"
+        ValueError,
+        match=r"float16 features of 4 of 4 .* e.g. synthetic:seed=0\[0\].* too large for float16; .*normalize",
     ):
         extract_to_store(model, _cfg(), DATA, str(tmp_path / "a"), Extraction(dtype="float16"))
     extract_to_store(model, _cfg(), DATA, str(tmp_path / "b"), Extraction(dtype="float16", normalize=True))

@@ -18,6 +18,7 @@ from dinoengine.data import build_test_loader
 from dinoengine.evaluation import (
     Features,
     KNNEvaluator,
+    KNNSettings,
     build_evaluator,
     inference_on_dataset,
     knn_accuracy,
@@ -36,6 +37,10 @@ def _random_features(seed: int, rows: int, dim: int, labels: list[int]) -> Featu
     noise = torch.randn(rows, dim, generator=generator)
     scale = torch.rand(rows, 1, generator=generator) * 5 + 0.1  # rows of all lengths: cosine must not care
     return Features((centres[chosen - min(labels)] + 1.2 * noise) * scale, chosen)
+
+
+def _accuracy(bank: Features, queries: Features, ks: list[int], **settings: Any) -> dict[str, float]:
+    return knn_accuracy(bank, queries, KNNSettings(ks, **settings))
 
 
 def _slow_accuracy(bank: Features, queries: Features, ks: list[int], temperature: float) -> dict[str, float]:
@@ -125,9 +130,9 @@ def test_accuracy_equals_the_slow_loop(seed: int, labels: list[int]) -> None:
     expected = _slow_accuracy(bank, queries, ks, 0.07)
     if len(labels) <= 5:
         expected = {name: value for name, value in expected.items() if name.startswith("top1")}
-        assert knn_accuracy(bank, queries, ks, memory_mib=1) == pytest.approx(expected)
+        assert _accuracy(bank, queries, ks, memory_mib=1) == pytest.approx(expected)
         return
-    actual = knn_accuracy(bank, queries, ks, memory_mib=1)
+    actual = _accuracy(bank, queries, ks, memory_mib=1)
     assert actual.keys() == expected.keys()
     for k in ks:
         assert actual[f"top1_k{k}"] == pytest.approx(expected[f"top1_k{k}"])
@@ -150,7 +155,7 @@ def test_accuracy_equals_scikit_learn(k: int) -> None:
     classifier.fit(bank.features.double().numpy(), bank.labels.numpy())
     expected = 100.0 * classifier.score(queries.features.double().numpy(), queries.labels.numpy())
     assert 40 < expected < 100
-    assert knn_accuracy(bank, queries, [k])[f"top1_k{k}"] == pytest.approx(expected)
+    assert _accuracy(bank, queries, [k])[f"top1_k{k}"] == pytest.approx(expected)
 
 
 # --- invariances -------------------------------------------------------------------------------------------------
@@ -164,7 +169,7 @@ def _pair(labels: list[int] | None = None) -> tuple[Features, Features]:
 def test_lengths_of_rows_do_not_matter() -> None:
     bank, queries = _pair()
     longer = Features(bank.features * torch.linspace(0.01, 100, 80)[:, None], bank.labels)
-    assert knn_accuracy(longer, queries, [10]) == knn_accuracy(bank, queries, [10])
+    assert _accuracy(longer, queries, [10]) == _accuracy(bank, queries, [10])
 
 
 def test_the_order_of_bank_and_queries_does_not_matter() -> None:
@@ -174,8 +179,8 @@ def test_the_order_of_bank_and_queries_does_not_matter() -> None:
         return Features(features.features[order], features.labels[order])
 
     bank, queries = _pair()
-    expected = knn_accuracy(bank, queries, [1, 10, 20])
-    assert knn_accuracy(shuffled(bank), shuffled(queries), [1, 10, 20]) == expected
+    expected = _accuracy(bank, queries, [1, 10, 20])
+    assert _accuracy(shuffled(bank), shuffled(queries), [1, 10, 20]) == expected
 
 
 def test_the_names_of_classes_do_not_matter() -> None:
@@ -184,29 +189,29 @@ def test_the_names_of_classes_do_not_matter() -> None:
     assert queries.labels is not None
     names = torch.tensor([500, -1, 7, 0, -(2**40), 3, 2**40, 9])
     renamed = (Features(bank.features, names[bank.labels]), Features(queries.features, names[queries.labels]))
-    for metric, value in knn_accuracy(*renamed, [10, 20]).items():
+    for metric, value in _accuracy(*renamed, [10, 20]).items():
         if metric.startswith("top1"):
-            assert value == knn_accuracy(bank, queries, [10, 20])[metric]
+            assert value == _accuracy(bank, queries, [10, 20])[metric]
 
 
 def test_a_k_does_not_depend_on_the_other_ks() -> None:
     bank, queries = _pair()
-    together = knn_accuracy(bank, queries, [40, 1, 10, 10])
+    together = _accuracy(bank, queries, [40, 1, 10, 10])
     for k in (1, 10, 40):
-        assert knn_accuracy(bank, queries, [k])[f"top1_k{k}"] == together[f"top1_k{k}"]
+        assert _accuracy(bank, queries, [k])[f"top1_k{k}"] == together[f"top1_k{k}"]
     assert list(together) == [f"top{top}_k{k}" for k in (40, 1, 10) for top in (1, 5)]
 
 
 def test_the_bank_on_itself_is_perfect_at_k_1() -> None:
     bank, _ = _pair()
-    assert knn_accuracy(bank, bank, [1])["top1_k1"] == 100.0
+    assert _accuracy(bank, bank, [1])["top1_k1"] == 100.0
 
 
 def test_the_same_input_gives_the_same_output_with_ties() -> None:
     rows = torch.ones(40, 3)  # every neighbour as near as every other
     bank, queries = Features(rows, torch.arange(40) % 8), Features(rows[:9], torch.arange(9) % 8)
-    first = knn_accuracy(bank, queries, [1, 10])
-    assert all(knn_accuracy(bank, queries, [1, 10]) == first for _ in range(5))
+    first = _accuracy(bank, queries, [1, 10])
+    assert all(_accuracy(bank, queries, [1, 10]) == first for _ in range(5))
 
 
 # --- edges -------------------------------------------------------------------------------------------------------
@@ -214,42 +219,42 @@ def test_the_same_input_gives_the_same_output_with_ties() -> None:
 
 def test_k_above_the_bank_is_cut_and_said(warnings_logged: pytest.LogCaptureFixture) -> None:
     bank, queries = _random_features(0, 23, 3, [0, 1]), _random_features(1, 10, 3, [0, 1])
-    all_of_them = knn_accuracy(bank, queries, [10, 23])
+    all_of_them = _accuracy(bank, queries, [10, 23])
     expected = {
         "top1_k10": all_of_them["top1_k10"],
         **dict.fromkeys(("top1_k100", "top1_k200"), all_of_them["top1_k23"]),
     }
-    assert knn_accuracy(bank, queries, [10, 100, 200]) == expected
+    assert _accuracy(bank, queries, [10, 100, 200]) == expected
     assert warnings_logged.messages == ["k-NN: the training set has 23 images; for larger k all of them vote."]
 
 
 def test_k_equal_to_the_bank_is_no_warning(warnings_logged: pytest.LogCaptureFixture) -> None:
     bank = _random_features(0, 23, 3, [0, 1])
-    knn_accuracy(bank, bank, [23])
+    _accuracy(bank, bank, [23])
     assert warnings_logged.messages == []
 
 
 def test_one_class_is_always_right() -> None:
     bank, queries = _random_features(0, 9, 3, [4]), _random_features(1, 5, 3, [4])
-    assert knn_accuracy(bank, queries, [1, 5]) == {"top1_k1": 100.0, "top1_k5": 100.0}
+    assert _accuracy(bank, queries, [1, 5]) == {"top1_k1": 100.0, "top1_k5": 100.0}
 
 
 def test_one_image_in_the_bank_and_one_query() -> None:
     bank = Features(torch.tensor([[1.0, 2.0]]), torch.tensor([7]))
-    assert knn_accuracy(bank, Features(torch.tensor([[-1.0, 0.0]]), torch.tensor([7])), [10]) == {"top1_k10": 100.0}
-    assert knn_accuracy(bank, Features(torch.tensor([[1.0, 2.0]]), torch.tensor([8])), [10]) == {"top1_k10": 0.0}
+    assert _accuracy(bank, Features(torch.tensor([[-1.0, 0.0]]), torch.tensor([7])), [10]) == {"top1_k10": 100.0}
+    assert _accuracy(bank, Features(torch.tensor([[1.0, 2.0]]), torch.tensor([8])), [10]) == {"top1_k10": 0.0}
 
 
 def test_a_class_that_the_bank_does_not_have_counts_as_wrong() -> None:
     bank = Features(torch.eye(3), torch.tensor([0, 1, 2]))
     queries = Features(torch.eye(3)[[0, 1, 2, 2]], torch.tensor([0, 1, 9, -1]))
-    assert knn_accuracy(bank, queries, [1]) == {"top1_k1": 50.0}
+    assert _accuracy(bank, queries, [1]) == {"top1_k1": 50.0}
 
 
 @pytest.mark.parametrize("num_classes, metrics", [(5, {"top1_k6"}), (6, {"top1_k6", "top5_k6"})])
 def test_top_5_is_reported_for_more_than_five_classes(num_classes: int, metrics: set[str]) -> None:
     bank = Features(torch.eye(6), torch.arange(6) % num_classes)
-    assert knn_accuracy(bank, bank, [6]).keys() == metrics
+    assert _accuracy(bank, bank, [6]).keys() == metrics
 
 
 def test_top_5_by_hand() -> None:
@@ -257,20 +262,20 @@ def test_top_5_by_hand() -> None:
     angles = torch.deg2rad(torch.arange(6) * 10.0)
     bank = Features(torch.stack((angles.cos(), angles.sin()), dim=1), torch.arange(6))
     queries = Features(torch.tensor([[1.0, 0.0]]).expand(6, 2).contiguous(), torch.arange(6))
-    assert knn_accuracy(bank, queries, [6]) == pytest.approx({"top1_k6": 100 / 6, "top5_k6": 500 / 6})
+    assert _accuracy(bank, queries, [6]) == pytest.approx({"top1_k6": 100 / 6, "top5_k6": 500 / 6})
 
 
 def test_a_row_of_zeros_is_no_division_by_zero() -> None:
     bank = Features(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
     queries = Features(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 0]))
-    assert knn_accuracy(bank, queries, [1])["top1_k1"] in (50.0, 100.0)  # the second query is equally far from both
-    assert knn_accuracy(bank, Features(queries.features[:1], queries.labels[:1]), [1]) == {"top1_k1": 100.0}  # type: ignore[index]
+    assert _accuracy(bank, queries, [1])["top1_k1"] in (50.0, 100.0)  # the second query is equally far from both
+    assert _accuracy(bank, Features(queries.features[:1], queries.labels[:1]), [1]) == {"top1_k1": 100.0}  # type: ignore[index]
 
 
 def test_a_class_without_a_vote_is_not_among_the_top_5() -> None:
     bank = Features(torch.eye(6), torch.arange(6))
     labels = torch.arange(6).roll(1)  # every query lies on another class than its own
-    assert knn_accuracy(bank, Features(torch.eye(6), labels), [1])["top5_k1"] == 0.0
+    assert _accuracy(bank, Features(torch.eye(6), labels), [1])["top5_k1"] == 0.0
 
 
 # --- memory ------------------------------------------------------------------------------------------------------
@@ -296,10 +301,10 @@ def test_memory_is_bounded_by_its_key_over_bank_and_queries() -> None:
     bank = _random_features(0, num_bank, 4, list(range(num_classes)))
     queries = _random_features(1, num_queries, 4, list(range(num_classes)))
     with LargestTensor() as largest:
-        found = knn_accuracy(bank, queries, [5, 20], memory_mib=1)
+        found = _accuracy(bank, queries, [5, 20], memory_mib=1)
     # Of 4 bytes each; neither queries x bank (7.5 million) nor queries x classes (1 million) nor bank x classes.
     assert largest.numel <= 2**20 / 4
-    assert found == knn_accuracy(bank, queries, [5, 20])
+    assert found == _accuracy(bank, queries, [5, 20])
 
 
 # --- few-shot ----------------------------------------------------------------------------------------------------
@@ -308,7 +313,7 @@ def test_memory_is_bounded_by_its_key_over_bank_and_queries() -> None:
 def test_few_shot_is_the_mean_over_tries_on_parts_of_the_bank() -> None:
     bank, queries = _random_features(3, 200, 5, list(range(8))), _random_features(4, 53, 5, list(range(8)))
     assert bank.labels is not None
-    found = knn_accuracy(bank, queries, [1, 5, 20], num_per_class=[4, 5], num_tries=3)
+    found = _accuracy(bank, queries, [1, 5, 20], num_per_class=[4, 5], num_tries=3)
     expected: dict[str, list[float]] = defaultdict(list)
     for seed in range(
         3
@@ -320,7 +325,7 @@ def test_few_shot_is_the_mean_over_tries_on_parts_of_the_bank() -> None:
             part = Features(bank.features[chosen], bank.labels[chosen])
             for name, value in _slow_accuracy(part, queries, ks, 0.07).items():
                 expected[f"{name}_n{n}"].append(value)
-    whole = knn_accuracy(bank, queries, [1, 5, 20])
+    whole = _accuracy(bank, queries, [1, 5, 20])
     assert found.keys() == whole.keys() | expected.keys() | {f"{name}_std" for name in expected}
     assert {name: found[name] for name in whole} == whole
     for name, values in expected.items():
@@ -336,7 +341,7 @@ def test_one_try_has_no_spread_and_classes_with_fewer_images_are_said(
     bank = Features(torch.eye(5), torch.tensor([7, 7, 7, -2, 7]))
     rows = next(few_shot_rows(torch.tensor([7, 7, 7, -2, 7]), 2, 1))
     assert sorted(bank.labels[rows].tolist()) == [-2, 7, 7]  # type: ignore[index]
-    found = knn_accuracy(bank, bank, [1], num_per_class=[3])
+    found = _accuracy(bank, bank, [1], num_per_class=[3])
     assert found.keys() == {"top1_k1", "top1_k1_n3", "top1_k3_n3"}
     assert warnings_logged.messages[-1] == (
         "k-NN: 1 of 2 classes have fewer than 3 training images (1 to 1), and all of those are taken: results called _n3 "
@@ -350,7 +355,7 @@ def test_one_try_has_no_spread_and_classes_with_fewer_images_are_said(
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_types_round_similarities_and_no_more(dtype: str) -> None:
     bank, queries = _random_features(3, 300, 5, list(range(8))), _random_features(4, 200, 5, list(range(8)))
-    exact, rounded = (knn_accuracy(bank, queries, [10], similarity_dtype=d)["top1_k10"] for d in ("float32", dtype))
+    exact, rounded = (_accuracy(bank, queries, [10], similarity_dtype=d)["top1_k10"] for d in ("float32", dtype))
     assert rounded == pytest.approx(exact, abs=3)
 
 
@@ -362,8 +367,8 @@ def test_evaluator_equals_the_function_on_the_model_features() -> None:
     evaluator = KNNEvaluator(make_loader(bank.features, bank.labels, 9), ks=[5, 10], temperature=0.2)
     loader = make_loader(queries.features, queries.labels, 4, order=list(reversed(range(53))))
     results = inference_on_dataset(identity_features(5).train(), loader, evaluator)
-    assert results == {"knn": knn_accuracy(bank, queries, [5, 10], temperature=0.2)}
-    assert results["knn"] != knn_accuracy(bank, queries, [5, 10], temperature=50.0)
+    assert results == {"knn": _accuracy(bank, queries, [5, 10], temperature=0.2)}
+    assert results["knn"] != _accuracy(bank, queries, [5, 10], temperature=50.0)
 
 
 def test_missing_labels_say_which_data_and_what_to_give() -> None:
@@ -394,7 +399,9 @@ def test_broken_features_of_a_dataset_are_named_as_the_dataset_names_them() -> N
     evaluator = build_evaluator(cfg, dataset)
     with torch.no_grad():
         model.weight[0, 0] = math.inf
-    with pytest.raises(ValueError, match=r"of 9 images are not finite, e.g. synthetic\[0\], synthetic\[1\]"):
+    with pytest.raises(
+        ValueError, match=r"of 9 images are not finite, e.g. synthetic:seed=0\[0\], synthetic:seed=0\[1\]"
+    ):
         inference_on_dataset(model, build_test_loader(cfg, dataset), evaluator)
 
 
@@ -419,4 +426,21 @@ def test_a_query_may_be_anything_that_normalises() -> None:
     bank, queries = _pair()
     tiny = Features(queries.features * 1e-6, queries.labels)
     torch.testing.assert_close(F.normalize(tiny.features, dim=1), F.normalize(queries.features, dim=1))
-    assert knn_accuracy(bank, tiny, [10])["top1_k10"] == knn_accuracy(bank, queries, [10])["top1_k10"]
+    assert _accuracy(bank, tiny, [10])["top1_k10"] == _accuracy(bank, queries, [10])["top1_k10"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ks": ()}, "ks is empty"),
+        ({"ks": (5, 0)}, r"ks must be 1 or more, got \(5, 0\)"),
+        ({"num_per_class": (0,)}, "num_per_class must be 1 or more"),
+        ({"num_tries": 0}, "num_tries must be 1 or more, got 0"),
+        ({"memory_mib": 0}, "memory_mib must be 1 or more"),
+        ({"temperature": 0.0}, r"temperature must be above 0, got 0\.0"),
+        ({"similarity_dtype": "float64"}, "must be one of float32, float16, bfloat16, got 'float64'"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_runs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KNNEvaluator(make_loader(torch.eye(3), torch.arange(3)), **changes)

@@ -12,7 +12,14 @@ from torch import Tensor
 from dinoengine.config import CfgNode
 from dinoengine.data import build_test_loader
 from dinoengine.engine import DefaultTrainer
-from dinoengine.evaluation import LinearHeads, inference_on_dataset, verify_results
+from dinoengine.evaluation import (
+    HeadGrid,
+    LinearHeads,
+    LinearSettings,
+    ProbeSets,
+    inference_on_dataset,
+    verify_results,
+)
 from dinoengine.evaluation.linear import LinearEvaluator, build_linear_evaluator
 from dinoengine.modeling import FeatureModel, build_model
 from dinoengine.structures import BackboneOutput
@@ -243,3 +250,20 @@ def test_length_is_passes_or_iterations(cfg: CfgNode) -> None:
     assert _evaluator(cfg).settings.num_iters == 1
     cfg.TEST.LINEAR.EPOCHS, cfg.TEST.LINEAR.ITERS = 0.0, 7
     assert _evaluator(cfg).settings.num_iters == 7
+
+
+def test_the_probe_needs_no_config(cfg: CfgNode, tmp_path: Path) -> None:
+    """Made from Python it gives the numbers of the config's."""
+    model = _model(cfg)
+    expected, protocol, _ = _run(cfg, model)
+    built = _evaluator(cfg)
+    sets = ProbeSets(
+        train_batches=built.sets.train_batches,
+        train_crops=build_test_loader(cfg, TRAIN),
+        test_crops=build_test_loader(cfg, TEST),
+        test_classes=range(6),
+    )
+    settings = LinearSettings(HeadGrid((1e-5, 2.0)), num_iters=8, ims_per_batch=10, crop_size_px=(8,))
+    evaluator = LinearEvaluator(sets, settings, dataset=TEST, output_dir=str(tmp_path))
+    assert inference_on_dataset(model, build_test_loader(cfg, TEST), evaluator) == {"linear": expected}
+    assert evaluator.protocol()["linear"] == protocol

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
 from dinoengine.config import CfgNode
 from dinoengine.data import build_test_loader
-from dinoengine.evaluation import LogregEvaluator, MultiLabelLogregEvaluator, build_evaluator, build_logreg_evaluator
+from dinoengine.evaluation import (
+    LogregEvaluator,
+    MultiLabelLogregEvaluator,
+    UnsuitableTestSetError,
+    build_evaluator,
+    build_logreg_evaluator,
+)
 from tests.voc import draw_labels, write_voc_split
 
 SINGLE = "synthetic:num_images=6:num_classes=3:size=8"
@@ -34,5 +41,30 @@ def test_other_evaluators_refuse_multi_label_sets_and_name_logreg(tiny_cfg: CfgN
     test = write_voc_split(tmp_path, "test", draw_labels(20, seed=0))
     tiny_cfg.merge_from_list(["TEST.EVALUATORS", (name,), "MODEL.CLASSIFIER.NUM_CLASSES", 3])
     message = rf"'{name}' needs one class per image, and the test set .* is multi-label\. .* for the evaluator 'logreg'"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UnsuitableTestSetError, match=message):
         build_evaluator(tiny_cfg, test)
+
+
+@pytest.mark.parametrize("name", ["knn", "linear", "classification"])
+def test_other_evaluators_leave_out_multi_label_test_sets_beside_logreg(
+    tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    train = write_voc_split(tmp_path, "trainval", draw_labels(20, seed=0))
+    test = write_voc_split(tmp_path, "test", draw_labels(20, seed=1), first=20)
+    tiny_cfg.DATASETS.TRAIN = (f"{SINGLE}:seed=1",)
+    tiny_cfg.DATASETS.TEST, tiny_cfg.TEST.TRAIN_PER_TEST = (SINGLE, test), (f"{SINGLE}:seed=1", train)
+    tiny_cfg.merge_from_list(["TEST.EVALUATORS", (name, "logreg"), "MODEL.CLASSIFIER.NUM_CLASSES", 3])
+    caplog.set_level(logging.INFO, logger="dinoengine")
+    kinds = [[type(e) for e in build_evaluator(tiny_cfg, dataset).evaluators] for dataset in tiny_cfg.DATASETS.TEST]
+    assert len(kinds[0]) == 2
+    assert kinds[1] == [MultiLabelLogregEvaluator]
+    assert f"The evaluator '{name}' leaves out '{test}': " in caplog.text
+
+
+def test_a_multi_label_validation_set_is_an_error_beside_logreg_too(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    """Only what is tested decides what is left out."""
+    tiny_cfg.TEST.LINEAR.VAL = (write_voc_split(tmp_path, "val", draw_labels(20, seed=0)),)
+    tiny_cfg.merge_from_list(["DATASETS.TEST", (SINGLE, f"{SINGLE}:seed=2"), "TEST.EVALUATORS", ("linear", "knn")])
+    tiny_cfg.DATASETS.TRAIN = (f"{SINGLE}:seed=1",)
+    with pytest.raises(ValueError, match="needs one class per image, and the validation set .* is multi-label"):
+        build_evaluator(tiny_cfg, SINGLE)

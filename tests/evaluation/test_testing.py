@@ -58,6 +58,16 @@ def test_copypaste_of_a_broken_metric_shows_it(log: pytest.LogCaptureFixture) ->
     assert log.messages[-1] == "copypaste: nan"
 
 
+def test_copypaste_of_several_datasets_says_which(log: pytest.LogCaptureFixture) -> None:
+    print_csv_format({"digits": {"knn": {"top1": 1.0}, "linear": {"top1": 2.0}}, "folder:/a/b": {"knn": {"top1": 3.0}}})
+    assert log.messages[::3] == [
+        "copypaste: Task: digits/knn",
+        "copypaste: Task: digits/linear",
+        "copypaste: Task: folder:/a/b/knn",
+    ]
+    assert log.messages[2::3] == ["copypaste: 1.0000", "copypaste: 2.0000", "copypaste: 3.0000"]
+
+
 # --- verify_results ----------------------------------------------------------------------------------------------
 
 
@@ -173,12 +183,15 @@ def test_tables_show_a_dash_for_what_was_not_measured() -> None:
         ("val_top1", "%"),
         ("top5_k10_n5_std", "%"),
         ("mean_per_class", "%"),
+        ("map", "%"),
+        ("map_11_point", "%"),
         ("miou", "%"),
         ("pixel_accuracy", "%"),
         ("teacher_entropy", "nats"),
         ("teacher_entropy_relative", ""),
         ("rankme", ""),
         ("topology", ""),
+        ("mapping", ""),
     ],
 )
 def test_units(metric: str, unit: str) -> None:

@@ -113,7 +113,7 @@ class BadImageLog(HookBase):
             more = f" Further ones are only listed in {self.path}." if number == _MOST_WARNINGS else ""
             logger.warning(
                 "%s cannot be used (%s). Another image took its place, position %d in iteration %d.%s",
-                *(bad.path, bad.cause, bad.position, iteration, more),
+                *(_escaped(bad.path), _escaped(bad.cause), bad.position, iteration, more),
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError, periodic_checkpoints, read_checkpoint
 from dinoengine.engine.hooks.collapse_symptoms import (
@@ -38,7 +39,12 @@ class CollapseGuard(HookBase):
     and random numbers are functions of seed and iteration, so the same settings would collapse again from there.
 
     Metrics are the same on all processes, so all of them decide alike: register it on all, after the EvalHook.
+
+    Readings are in the checkpoint, so a resumed run acts in the iteration in which the uninterrupted one would. They count
+    anew with another action or patience, and after the guard itself has ended the run.
     """
+
+    needs_state = False  # a run may get a guard when it is resumed
 
     def __init__(
         self,
@@ -67,20 +73,27 @@ class CollapseGuard(HookBase):
         self.patience = patience
         self._num_in_a_row = dict.fromkeys((*STEP_KINDS, *TEST_KINDS), 0)
         self._last_healthy: dict[str, int] = {}
+        self._last_reading = -1
         self._seen_evaluation = -1
 
     def before_train(self) -> None:
-        # After a resume nothing is known about the checkpoint it came from but that it may be healthy.
-        self._last_healthy = dict.fromkeys(self._num_in_a_row, self.trainer.start_iter - 1)
-        self._seen_evaluation = last_evaluation(self.trainer.storage)
+        if not self._last_healthy:  # nothing is known about the checkpoint it came from but that it may be healthy
+            self._last_healthy = dict.fromkeys(self._num_in_a_row, self.trainer.start_iter - 1)
+            self._last_reading = self.trainer.start_iter - 1
+            self._seen_evaluation = last_evaluation(self.trainer.storage)
+
+    def catch_up(self) -> None:
+        # A checkpoint is written before the readings of its iteration.
+        self.after_step()
 
     def after_step(self) -> None:
-        storage = self.trainer.storage
+        storage, iteration = self.trainer.storage, self.trainer.iter
         found: dict[str, str] = {}
-        if (self.trainer.iter + 1) % self.scales.window == 0:
+        if (iteration + 1) % self.scales.window == 0 and iteration != self._last_reading:
+            self._last_reading = iteration
             found |= self._count(step_symptoms(storage, self.scales), STEP_KINDS)
-        if (iteration := last_evaluation(storage)) != self._seen_evaluation:
-            self._seen_evaluation = iteration
+        if (evaluated := last_evaluation(storage)) != self._seen_evaluation:
+            self._seen_evaluation = evaluated
             found |= self._count(evaluation_symptoms(storage), TEST_KINDS)
         if found:
             self._act(found)
@@ -108,8 +121,26 @@ class CollapseGuard(HookBase):
             return
         self.trainer.flush_metrics()
         self.checkpointer.wait()
+        self._num_in_a_row = dict.fromkeys(self._num_in_a_row, 0)  # a run that goes on from here may get over it
         end = self._stop() if self.action == "stop" else comm.on_main_process(lambda: self._roll_back(list(found)))
         raise CollapseError(f"{message}\n{end}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "action": self.action,
+            "patience": self.patience,
+            "num_in_a_row": dict(self._num_in_a_row),
+            "last_healthy": dict(self._last_healthy),
+            "last_reading": self._last_reading,
+            "seen_evaluation": self._seen_evaluation,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (state["action"], state["patience"]) == (self.action, self.patience):
+            self._num_in_a_row = dict(state["num_in_a_row"])
+        self._last_healthy = dict(state["last_healthy"])
+        self._last_reading = state["last_reading"]
+        self._seen_evaluation = state["seen_evaluation"]
 
     def _stop(self) -> str:
         path = self.checkpointer.save(f"model_{self.trainer.iter:07d}", required=True, iteration=self.trainer.iter)

@@ -50,12 +50,13 @@ def _run(
     *,
     start: int = 0,
     stop: int = 30,
+    fail_at: int | None = None,
     scales: Scales | None = None,
     best: str = "",
     **options: Any,
 ) -> IdleTrainer:
     """Iterations whose metrics are ``script(iteration)``; a checkpoint every four. Names with a slash are results."""
-    trainer = IdleTrainer()
+    trainer = IdleTrainer(fail_at)
     checkpointer = Checkpointer(ToyModel(), str(folder), trainer=trainer)
 
     def put(t: Any) -> None:
@@ -218,6 +219,71 @@ def test_rollback_without_a_healthy_checkpoint_leaves_everything(tmp_path: Path)
         _run(tmp_path, lambda i: STEP_CASES["uniform targets"], action="rollback")
     assert _names(tmp_path) == ["model_0000003.pth"]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+
+
+def _iteration_of(error: pytest.ExceptionInfo[CollapseError]) -> str:
+    return str(error.value).partition(":")[0]
+
+
+@pytest.mark.parametrize("kind", [*STEP_CASES, "dimensional collapse"])
+@pytest.mark.parametrize("fail_at", [9, 12, 13, 14, 17])
+def test_a_run_that_was_killed_acts_when_the_uninterrupted_one_would(tmp_path: Path, kind: str, fail_at: int) -> None:
+    """Checkpoints are written at 3, 7, 11, 15, before the readings of these very iterations."""
+
+    def script(i: int) -> dict[str, float]:
+        rank = 0.05 if i >= 9 else 0.5
+        return {**HEALTHY, **_results(i, [rank] * 15)} if kind not in STEP_CASES else {**HEALTHY, **steps(i)}
+
+    def steps(i: int) -> dict[str, float]:
+        return STEP_CASES[kind] if i >= 8 else {}
+
+    with pytest.raises(CollapseError) as uninterrupted:
+        _run(tmp_path / "a", script, patience=5)
+    with pytest.raises(RuntimeError, match="step failed"):
+        _run(tmp_path / "b", script, patience=5, fail_at=fail_at)
+    last = int((tmp_path / "b" / "last_checkpoint").read_text()[6:13])
+    with pytest.raises(CollapseError) as resumed:
+        _run(tmp_path / "b", script, patience=5, start=last + 1)
+    assert _iteration_of(resumed) == _iteration_of(uninterrupted) == "Training looks collapsed at iteration 17"
+
+
+def test_a_resumed_run_does_not_warn_a_second_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    script: Script = lambda i: {**HEALTHY, **STEP_CASES["uniform targets"]}  # noqa: E731
+    _run(tmp_path, script, action="warn", stop=12)
+    assert caplog.text.count("looks collapsed") == 1
+    _run(tmp_path, script, action="warn", start=12)
+    assert caplog.text.count("looks collapsed") == 1
+
+
+def test_readings_count_anew_with_another_action_or_patience(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    script: Script = lambda i: {**HEALTHY, **STEP_CASES["uniform targets"]}  # noqa: E731
+    _run(tmp_path, script, action="warn", stop=12)
+    with pytest.raises(CollapseError, match="iteration 15"):  # the third from 11 on, which model_final lacks
+        _run(tmp_path, script, action="stop", start=12)
+    _run(tmp_path / "b", script, action="warn", stop=12)
+    caplog.clear()
+    _run(tmp_path / "b", script, action="warn", patience=4, start=12)
+    assert "looks collapsed at iteration 17" in caplog.text
+
+
+def test_a_run_that_was_stopped_has_the_whole_patience_again(tmp_path: Path) -> None:
+    script: Script = lambda i: {**HEALTHY, **(STEP_CASES["uniform targets"] if i < 9 else {})}  # noqa: E731
+    with pytest.raises(CollapseError, match="iteration 5"):
+        _run(tmp_path, script)
+    assert _run(tmp_path, script, start=6).succeeded  # readings at 7 and 9 show it still
+    with pytest.raises(CollapseError, match="iteration 5"):
+        _run(tmp_path / "b", script)
+    with pytest.raises(CollapseError, match="iteration 11"):
+        _run(tmp_path / "b", lambda i: {**HEALTHY, **STEP_CASES["uniform targets"]}, start=6)
+
+
+def test_a_run_may_get_a_guard_when_it_is_resumed(tmp_path: Path) -> None:
+    trainer = IdleTrainer()
+    checkpointer = Checkpointer(ToyModel(), str(tmp_path), trainer=trainer)
+    trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, 4, 100)])
+    trainer.train(0, 8)
+    with pytest.raises(CollapseError, match="iteration 13"):
+        _run(tmp_path, lambda i: STEP_CASES["uniform targets"], start=8)
 
 
 def test_a_wrong_action_is_refused(tmp_path: Path) -> None:
