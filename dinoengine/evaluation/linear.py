@@ -367,6 +367,7 @@ def _training_cfg(cfg: CfgNode, train: tuple[str, ...], num_classes: int) -> Cfg
     own.DATASETS.TRAIN = train
     own.MODEL.CLASSIFIER.NUM_CLASSES = num_classes
     own.INPUT.AUGMENTATION = "SingleCrop"
+    own.INPUT.AUGMENTATION_BACKEND = "reference"  # a training may choose another; a measurement stays the same
     own.INPUT.GLOBAL_CROPS.SIZE_PX = cfg.INPUT.TEST.CROP_SIZE_PX
     own.INPUT.GLOBAL_CROPS.SCALE = linear.CROP_SCALE
     own.INPUT.HFLIP_PROB = linear.HFLIP_PROB

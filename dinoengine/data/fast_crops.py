@@ -1,0 +1,135 @@
+"""The crop of a recipe, several times as fast as with torchvision on Pillow images: INPUT.AUGMENTATION_BACKEND "fast".
+
+Only the region of the crop is touched. It is resized by torch's uint8 kernel, which has Pillow's bicubic filter with its
+antialiasing; colour and blur are OpenCV's, on uint8; a crop turned grey has one channel until its end.
+
+How far each operation is from ``render_reference``, in levels of 0..255 (tests/data/test_fast_crops.py holds it to this):
+
+    brightness, solarize, flip   nothing
+    contrast                     nothing, or a neighbouring level where the rounding of the mean grey differs
+    resize, saturation, grey     one level at most
+    blur                         one level at most
+    hue                          0.7 on average: both round hue and saturation to 8 bits, in different places
+
+Nothing here depends on the process, on other crops or on anything drawn before.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinoengine.data.crop_recipe import CropRecipe
+
+_LEVELS = np.arange(256, dtype=np.float32)
+# Added before OpenCV rounds: the fraction is cut off, and a whole number stays one.
+_CUT = -0.499
+
+
+def render_fast(image: np.ndarray, recipe: CropRecipe) -> Tensor:
+    """
+    Args:
+        image: [H, W, 3] or [H, W] uint8; is not changed.
+
+    Returns:
+        [C, rows, columns] uint8 of its own memory.
+    """
+    cv2 = opencv()
+    crop = _resize(image, recipe.box, recipe.size)
+    if recipe.flip:
+        crop = cv2.flip(crop, 1)
+    for operation, factor in recipe.jitter:
+        crop = _JITTER[operation](crop, factor)
+    if recipe.grey:
+        crop = _grey(crop)
+    if recipe.blur is not None:
+        kernel, sigma = recipe.blur
+        crop = cv2.GaussianBlur(crop, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
+    if recipe.solarize is not None:
+        crop = cv2.LUT(crop, _solarize_table(recipe.solarize))
+    return _channels_first(crop, 3 if image.ndim == 3 else 1)
+
+
+@functools.cache
+def opencv() -> Any:
+    """OpenCV, on the thread that calls it alone: each worker has one image at a time.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed; says what to do.
+    """
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "INPUT.AUGMENTATION_BACKEND 'fast' needs OpenCV, which is not installed: pip install "
+            "'dinoengine[fast]', or set 'reference', which needs nothing more."
+        ) from error
+    cv2.setNumThreads(0)
+    return cv2
+
+
+def _resize(image: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+    top, left, height, width = box
+    # Channels stay last: torch has a vectorised kernel for that layout, and OpenCV takes no other. The copy also makes
+    # the memory of a PIL image, which is read-only, one that torch accepts.
+    region = torch.from_numpy(image[top : top + height, left : left + width].copy())
+    batch = region.reshape(1, height, width, -1).permute(0, 3, 1, 2)
+    if (height, width) != size:
+        batch = torch.nn.functional.interpolate(batch, size, mode="bicubic", antialias=True)
+    crop = batch.permute(0, 2, 3, 1)[0].numpy()
+    return np.ascontiguousarray(crop if image.ndim == 3 else crop[:, :, 0])
+
+
+def _channels_first(crop: np.ndarray, channels: int) -> Tensor:
+    out = np.empty((channels, *crop.shape[:2]), dtype=np.uint8)
+    if crop.ndim == 2:
+        out[:] = crop
+    else:
+        opencv().split(crop, list(out))
+    return torch.from_numpy(out)
+
+
+# Pillow's blend, which is all of these three, cuts the fraction off.
+
+
+def _brightness(crop: np.ndarray, factor: float) -> np.ndarray:
+    return opencv().LUT(crop, _blend_table(0, factor))
+
+
+def _contrast(crop: np.ndarray, factor: float) -> np.ndarray:
+    mean = int(opencv().mean(_grey(crop))[0] + 0.5)
+    return opencv().LUT(crop, _blend_table(mean, factor))
+
+
+def _saturation(crop: np.ndarray, factor: float) -> np.ndarray:
+    cv2 = opencv()
+    grey = cv2.cvtColor(_grey(crop), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(crop, factor, grey, 1 - factor, _CUT)
+
+
+def _blend_table(level: int, factor: float) -> np.ndarray:
+    return np.clip(level + np.float32(factor) * (_LEVELS - level), 0, 255).astype(np.uint8)
+
+
+def _solarize_table(threshold: int) -> np.ndarray:
+    levels = np.arange(256, dtype=np.uint8)
+    levels[threshold:] = 255 - levels[threshold:]
+    return levels
+
+
+def _hue(crop: np.ndarray, factor: float) -> np.ndarray:
+    cv2 = opencv()
+    hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(int(factor * 255) % 256)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def _grey(crop: np.ndarray) -> np.ndarray:
+    return crop if crop.ndim == 2 else opencv().cvtColor(crop, opencv().COLOR_RGB2GRAY)
+
+
+_JITTER = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue}
