@@ -162,7 +162,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photographs(Path(folder), args.images, tuple(args.size))
         kilobytes = statistics.fmean(Path(path).stat().st_size for path in paths) / 1000
-        print(f"{args.images} JPEGs of {args.size[0]} x {args.size[1]}, {kilobytes:.0f} kB on average; {args.turns} turns")
+        print(
+            f"{args.images} JPEGs of {args.size[0]} x {args.size[1]}, {kilobytes:.0f} kB on average; {args.turns} turns"
+        )
         pipelines = {"published": published_pipeline(cfg)}
         pipelines |= {backend: our_pipeline(cfg, backend, []) for backend in ("reference", "fast")}
         seconds = in_turns(pipelines, paths, args.turns)

@@ -3,13 +3,8 @@
 Only the region of the crop is touched. It is resized by torch's uint8 kernel, which has Pillow's bicubic filter with its
 antialiasing; colour and blur are OpenCV's, on uint8; a crop turned grey has one channel until its end.
 
-How far each operation is from ``render_reference``, in levels of 0..255 (tests/data/test_fast_crops.py holds it to this):
-
-    brightness, solarize, flip   nothing
-    contrast                     nothing, or a neighbouring level where the rounding of the mean grey differs
-    resize, saturation, grey     one level at most
-    blur                         one level at most
-    hue                          0.7 on average: both round hue and saturation to 8 bits, in different places
+How far each operation is from ``render_reference``: at most a level of 255 nearly everywhere, 0.7 on average after a change
+of hue; the table is in docs/numerics.md, and tests/data/test_fast_crops.py holds it to that.
 
 Nothing here depends on the process, on other crops or on anything drawn before.
 """
