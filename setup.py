@@ -39,6 +39,8 @@ setup(
         "safetensors",
     ],
     extras_require={
+        # INPUT.AUGMENTATION_BACKEND fast
+        "fast": ["opencv-python-headless"],
         "plot": ["matplotlib"],
         # tools/extract_features.py --parquet
         "parquet": ["pyarrow"],
@@ -52,6 +54,7 @@ setup(
             "timm",
             "transformers",
             "hypothesis",
+            "opencv-python-headless",
             "ruff==0.17.5",
             "mypy==2.4.1",
             "types-PyYAML",

@@ -187,6 +187,7 @@ TESTED_ELSEWHERE = {
     "MODEL.BACKBONE.NAME": "a name; test_docs trains another",
     "MODEL.DINO_HEAD.NAME": "a name; registries",
     "INPUT.AUGMENTATION": "a name; test_docs trains another",
+    "INPUT.AUGMENTATION_BACKEND": "data/test_crop_backends; needs OpenCV",
     "SOLVER.OPTIMIZER": "a name; test_docs trains another",
     "MODEL.DEVICE": "set-up, launch",
     "MODEL.WEIGHTS": "checkpoint",

@@ -33,7 +33,7 @@ def test_every_third_party_import_is_a_dependency() -> None:
     extras = ast.literal_eval(_setup_arguments()["extras_require"])
     required += [line for extra, lines in extras.items() if extra != "test" for line in lines]
     names = {re.split(r"[ ;<>=]", line)[0].lower() for line in required}
-    package_of = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    package_of = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     imported = set()
     for path in (ROOT / "dinoengine").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

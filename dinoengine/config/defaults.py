@@ -184,6 +184,11 @@ _C.INPUT.FORMAT = "RGB"
 # A name in AUGMENTATION_REGISTRY: "MultiCrop" for pretraining, "SingleCrop" (one global crop and the flip, nothing else)
 # for a classifier. Changes results.
 _C.INPUT.AUGMENTATION = "MultiCrop"
+# What makes the crops; their parameters are drawn before, the same for both. "reference": torchvision on Pillow images,
+# operation for operation the published pipeline. "fast": torch and OpenCV (pip install 'dinoengine[fast]') on uint8, in
+# about a sixth of the time; pixels differ by rounding, by about 1 of 255 on average after a hue change
+# (docs/numerics.md). Changes results.
+_C.INPUT.AUGMENTATION_BACKEND = "reference"
 # Width over height of the cropped region, drawn log-uniformly. Changes results.
 _C.INPUT.CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
 

@@ -103,6 +103,11 @@ RULES: tuple[Rule, ...] = (
     Rule("MODEL.LOSS.*", REFUSED, _OBJECTIVE),
     Rule("INPUT.FORMAT", REFUSED, _DATA),
     Rule("INPUT.AUGMENTATION", REFUSED, _DATA),
+    Rule(
+        "INPUT.AUGMENTATION_BACKEND",
+        DEFINED,
+        "the same crops, made by other code: pixels are rounded otherwise from the next iteration on",
+    ),
     Rule("INPUT.CROP_RATIO", REFUSED, _DATA),
     Rule("INPUT.*_CROPS.*", REFUSED, _DATA),
     Rule("INPUT.*_PROB", REFUSED, _DATA),

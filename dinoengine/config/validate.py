@@ -98,6 +98,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L"),
+    "INPUT.AUGMENTATION_BACKEND": ("reference", "fast"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
     "SOLVER.CHECKPOINT_ON_ERROR": ("stop", "continue"),

@@ -1,7 +1,8 @@
 """Multi-crop augmentation, operation for operation the published one, and the evaluation crop.
 
 Parameters are drawn from the generator that is passed in, never from a global one: the crops of a position are the same
-in every process. Images stay uint8; the model normalises them on the device.
+in every process. Drawing them is one step (``CropRecipe``), following them another, which a backend does. Images stay
+uint8; the model normalises them on the device.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dinoengine.config import CfgNode, configurable
+from dinoengine.data.crop_backends import checked_backend, render_crops
+from dinoengine.data.crop_recipe import CropRecipe, pil_to_tensor
 from dinoengine.data.decode import to_format
 from dinoengine.utils.registry import Registry
 
@@ -77,6 +79,7 @@ class MultiCrop:
         blur_kernel: int,
         blur_sigma: tuple[float, float],
         solarize_threshold: int,
+        backend: str = "reference",
     ) -> None:
         """
         Args:
@@ -84,6 +87,7 @@ class MultiCrop:
             num_local: local views per image.
             crop_ratio: width over height of the crop, log-uniform.
             blur_kernel, blur_sigma: in pixels of the crop.
+            backend: what follows the recipes; see ``crop_backends``.
         """
         self.image_format = image_format
         self.global_views = global_views
@@ -96,6 +100,7 @@ class MultiCrop:
         self.blur_kernel = blur_kernel
         self.blur_sigma = blur_sigma
         self.solarize_threshold = solarize_threshold
+        self.backend = checked_backend(backend)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -120,52 +125,47 @@ class MultiCrop:
             "blur_kernel": inp.BLUR.KERNEL_SIZE_PX,
             "blur_sigma": inp.BLUR.SIGMA_PX,
             "solarize_threshold": inp.SOLARIZE.THRESHOLD,
+            "backend": inp.AUGMENTATION_BACKEND,
         }
 
     def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
         """(global crops, local crops), uint8 tensors [C, rows, columns]."""
         image = to_format(image, self.image_format)
-        global_crops = [self._view(image, settings, rng) for settings in self.global_views]
-        local_crops = [self._view(image, self.local_view, rng) for _ in range(self.num_local)]
-        return global_crops, local_crops
+        crops = render_crops(image, self.recipes((image.height, image.width), rng), self.backend)
+        num_global = len(self.global_views)
+        return crops[:num_global], crops[num_global:]
 
-    def _view(self, image: Any, view: ViewSettings, rng: np.random.Generator) -> Tensor:
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
+    def recipes(self, size: tuple[int, int], rng: np.random.Generator) -> list[CropRecipe]:
+        """What is done to an image of ``size`` (rows, columns): for the global views, then the local ones."""
+        views = [*self.global_views, *[self.local_view] * self.num_local]
+        return [self._recipe(size, view, rng) for view in views]
 
-        box = draw_crop_box((image.height, image.width), view.scale, self.crop_ratio, rng)
-        image = F.resized_crop(image, *box, list(view.size), InterpolationMode.BICUBIC)
-        if rng.random() < self.hflip_prob:
-            image = F.hflip(image)
-        if rng.random() < self.color_jitter.prob:
-            image = self._jitter(image, rng)
-        if rng.random() < self.grayscale_prob and self.image_format == "RGB":
-            image = F.rgb_to_grayscale(image, num_output_channels=3)
-        if rng.random() < view.blur_prob:
-            sigma = rng.uniform(*self.blur_sigma)
-            image = F.gaussian_blur(image, [self.blur_kernel, self.blur_kernel], [sigma, sigma])
-        if rng.random() < view.solarize_prob:
-            image = F.solarize(image, self.solarize_threshold)
-        return pil_to_tensor(image)
+    def _recipe(self, size: tuple[int, int], view: ViewSettings, rng: np.random.Generator) -> CropRecipe:
+        # Every number is drawn in the order of the operations, whatever the format and the backend.
+        return CropRecipe(
+            box=draw_crop_box(size, view.scale, self.crop_ratio, rng),
+            size=view.size,
+            flip=rng.random() < self.hflip_prob,
+            jitter=self._jitter(rng) if rng.random() < self.color_jitter.prob else (),
+            grey=rng.random() < self.grayscale_prob and self.image_format == "RGB",
+            blur=(self.blur_kernel, rng.uniform(*self.blur_sigma)) if rng.random() < view.blur_prob else None,
+            solarize=self.solarize_threshold if rng.random() < view.solarize_prob else None,
+        )
 
-    def _jitter(self, image: Any, rng: np.random.Generator) -> Any:
-        from torchvision.transforms import functional as F
-
+    def _jitter(self, rng: np.random.Generator) -> tuple[tuple[str, float], ...]:
         jitter = self.color_jitter
+        is_colour = self.image_format == "RGB"
         brightness, contrast, saturation = (
             rng.uniform(max(0.0, 1.0 - s), 1.0 + s) for s in (jitter.brightness, jitter.contrast, jitter.saturation)
         )
-        hue = rng.uniform(-jitter.hue, jitter.hue)
-        is_colour = self.image_format == "RGB"
         operations = [
-            lambda x: F.adjust_brightness(x, brightness) if jitter.brightness else x,
-            lambda x: F.adjust_contrast(x, contrast) if jitter.contrast else x,
-            lambda x: F.adjust_saturation(x, saturation) if jitter.saturation and is_colour else x,
-            lambda x: F.adjust_hue(x, hue) if jitter.hue and is_colour else x,
+            ("brightness", brightness, jitter.brightness > 0),
+            ("contrast", contrast, jitter.contrast > 0),
+            ("saturation", saturation, jitter.saturation > 0 and is_colour),
+            ("hue", rng.uniform(-jitter.hue, jitter.hue), jitter.hue > 0 and is_colour),
         ]
-        for which in rng.permutation(4):
-            image = operations[which](image)
-        return image
+        ordered = (operations[which] for which in rng.permutation(4))
+        return tuple((name, factor) for name, factor, is_on in ordered if is_on)
 
 
 class CenterCropTransform:
@@ -211,12 +211,6 @@ class CenterCropTransform:
         if size != [image.height, image.width]:
             image = F.resize(image, size, interpolation)
         return F.center_crop(image, [rows, columns])
-
-
-def pil_to_tensor(image: Any) -> Tensor:
-    """PIL "RGB" or "L" -> uint8 tensor [C, H, W] of its own memory."""
-    array = np.array(image)
-    return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
 def draw_crop_box(

@@ -8,7 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from dinoengine.config import CfgNode, configurable
-from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, draw_crop_box, pil_to_tensor
+from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, draw_crop_box
+from dinoengine.data.crop_backends import checked_backend, render_crops
+from dinoengine.data.crop_recipe import CropRecipe
 from dinoengine.data.decode import to_format
 
 
@@ -25,6 +27,7 @@ class SingleCrop:
         scale: tuple[float, float],
         crop_ratio: tuple[float, float],
         hflip_prob: float,
+        backend: str = "reference",
     ) -> None:
         """
         Args:
@@ -32,12 +35,14 @@ class SingleCrop:
             size: (rows, columns) in pixels.
             scale: smallest and largest share of the image area.
             crop_ratio: width over height of the crop, log-uniform.
+            backend: see ``crop_backends``.
         """
         self.image_format = image_format
         self.size = size
         self.scale = scale
         self.crop_ratio = crop_ratio
         self.hflip_prob = hflip_prob
+        self.backend = checked_backend(backend)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -48,16 +53,12 @@ class SingleCrop:
             "scale": crops.SCALE,
             "crop_ratio": cfg.INPUT.CROP_RATIO,
             "hflip_prob": cfg.INPUT.HFLIP_PROB,
+            "backend": cfg.INPUT.AUGMENTATION_BACKEND,
         }
 
     def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
         """([one uint8 tensor [C, rows, columns]], [])."""
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
-
         image = to_format(image, self.image_format)
         box = draw_crop_box((image.height, image.width), self.scale, self.crop_ratio, rng)
-        image = F.resized_crop(image, *box, list(self.size), InterpolationMode.BICUBIC)
-        if rng.random() < self.hflip_prob:
-            image = F.hflip(image)
-        return [pil_to_tensor(image)], []
+        recipe = CropRecipe(box, self.size, flip=rng.random() < self.hflip_prob)
+        return render_crops(image, [recipe], self.backend), []

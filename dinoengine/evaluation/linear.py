@@ -339,6 +339,7 @@ def _training_cfg(cfg: CfgNode, settings: LinearSettings, train: tuple[str, ...]
     own.DATASETS.TRAIN = train
     own.MODEL.CLASSIFIER.NUM_CLASSES = num_classes
     own.INPUT.AUGMENTATION = "SingleCrop"
+    own.INPUT.AUGMENTATION_BACKEND = "reference"  # a training may choose another; a measurement stays the same
     own.INPUT.GLOBAL_CROPS.SIZE_PX = settings.crop_size_px
     own.INPUT.GLOBAL_CROPS.SCALE = settings.crop_scale
     own.INPUT.HFLIP_PROB = settings.hflip_prob
