@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -101,6 +102,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"torch.save(model.state_dict(), ...). ({_refused(error)})"
         ) from None
     except (*_DAMAGE, RuntimeError, ValueError, OSError) as error:
+        if _is_of_the_machine(error):
+            raise
         raise UnreadableCheckpointError(
             f"{path} cannot be read: damaged or no checkpoint ({_first_line(error)}). {_ADVICE_ON_DAMAGE}"
         ) from None
@@ -124,6 +127,13 @@ def _check_digest(data: dict[str, Any], path: str) -> None:
         raise UnreadableCheckpointError(
             f"{path} is damaged: its content is not what was written (another SHA-256). {_ADVICE_ON_DAMAGE}"
         )
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether reading failed for want of memory or by the file system: that says nothing of the file."""
+    # A seek to a place that a damaged file names is EINVAL.
+    by_system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    return by_system or "allocate memory" in str(error)
 
 
 def _require_file(local: str, path: str) -> None:

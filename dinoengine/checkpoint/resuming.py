@@ -67,19 +67,27 @@ def read_newest_readable(save_dir: str, names: list[str]) -> Readable:
 
     Raises:
         UnreadableCheckpointError: if there is none; says what is wrong with each.
+        CheckpointError: if a process has no memory for one, or its file system fails: the file may be good.
     """
     problems: dict[str, str] = {}
     damaged = []
     for name in names:
-        data, problem = {}, ""
+        data, problem, trouble = {}, "", ""
         try:
             data = read_checkpoint(os.path.join(save_dir, name))
         except FileNotFoundError:
             problem = f"{name} is not there."
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             problem = str(error)
-            if isinstance(error, CheckpointError):
-                damaged.append(name)
+            damaged.append(name)
+        except (OSError, MemoryError, RuntimeError) as error:
+            trouble = f"{name}: {type(error).__name__}: {error}"
+        troubles = [text for text in comm.all_gather(trouble) if text]
+        if troubles:
+            raise CheckpointError(
+                f"A checkpoint of {save_dir} could not be read now, which says nothing of the file: {troubles[0]}. Nothing "
+                f"has been changed. Start again; if the disk is broken, write the name of another file into {POINTER}."
+            )
         seen = comm.all_gather(problem)
         if not any(seen):
             return Readable(name, data, problems, damaged)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 from dinoengine.checkpoint import CheckpointWriteError
@@ -14,7 +18,7 @@ from dinoengine.data import DataError
 from dinoengine.engine.classifier_trainer import trainer_class_of
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.engine.hooks import CallbackHook, CollapseError, TimeBudget
-from dinoengine.engine.launch import launch
+from dinoengine.engine.launch import STOP_SIGNALS, launch
 from dinoengine.engine.run_lock import RunLock
 from dinoengine.engine.setup import (
     check_output_dir,
@@ -76,6 +80,8 @@ def train_or_evaluate(
 ) -> dict[str, Any]:
     """What each process of a run does. A training holds the lock of its OUTPUT_DIR until it ends."""
     setup_logger(distributed_rank=comm.get_rank())
+    if not args.eval_only:
+        _pause_before_training()
     lock = RunLock(cfg.OUTPUT_DIR)
 
     def take_lock() -> str:
@@ -91,6 +97,18 @@ def train_or_evaluate(
         return _evaluate(cfg, args, trainer_class) if args.eval_only else _train(cfg, args, trainer_class, prepare)
     finally:
         lock.release()
+
+
+def _pause_before_training() -> None:
+    """Until the training takes over, a signal ends the process with the code of a pause: there is nothing to save."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"\nreceived {signal.Signals(number).name} outside of training: nothing to save.\n".encode())
+        raise SystemExit(EXIT_PAUSED)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            signal.signal(number, end)
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None) -> dict[str, Any]:
@@ -118,10 +136,10 @@ def _train(
             prepare(trainer)
         trainer.resume_or_load(resume=args.resume, fork_from=args.fork_from)
     if args.resume:  # a finished run keeps the config it had
-        trainer.register_hooks([CallbackHook(before_train=lambda _: save_config(cfg))])
+        trainer.register_hooks([CallbackHook(before_train=lambda _: comm.on_main_process(lambda: save_config(cfg)))])
     if args.time_budget:
         trainer.register_hooks([TimeBudget(args.started + args.time_budget, "--time-budget")])
-    with exit_on_user_error(DataError, ConfigError, CollapseError, CheckpointWriteError):
+    with exit_on_user_error(DataError, ConfigError, CollapseError, CheckpointWriteError, FloatingPointError):
         results = trainer.train()
     if trainer.pause_reason:
         logger.info("The run is not finished; --resume goes on with it (exit code %d).", EXIT_PAUSED)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -190,11 +191,19 @@ class DefaultTrainer(SimpleTrainer):
             if self.pause_reason:
                 return {}
         if was_stopped or self.start_iter >= self.max_iter:
+            self._complete_final_checkpoint()
             self.last_results = self.results_of_finished_run()
         else:
             self.report_results()
         self.check_expected_results(self.cfg, self.last_results)
         return self.last_results
+
+    def _complete_final_checkpoint(self) -> None:
+        """Write ``model_final.pth`` if the run was killed after its last periodic checkpoint and before that one."""
+        if comm.on_main_process(self.checkpointer.last_checkpoint_name) != "model_final.pth" and self.start_iter:
+            self.iter = self.start_iter - 1  # as in the step that would have written it
+            self.checkpointer.save("model_final", required=True, iteration=self.iter)
+            self.iter = self.start_iter
 
     def _was_stopped_early(self) -> bool:
         """Whether the run that is resumed had stopped early and would again; says why."""
@@ -226,9 +235,9 @@ class DefaultTrainer(SimpleTrainer):
         """Results of a run that has nothing left to train; this trainer keeps none, so it evaluates again."""
         return self._evaluate() if self.cfg.DATASETS.TEST else {}
 
-    def after_train(self, error: BaseException | None = None) -> None:
-        self.close_data_loader()  # its workers would idle through the final evaluation
-        super().after_train(error)
+    def finishing(self, error: BaseException | None) -> list[tuple[str, Callable[[], None]]]:
+        # The workers would idle through the final evaluation.
+        return [("Ending the data workers", self.close_data_loader), *super().finishing(error)]
 
     def build_hooks(self) -> list[HookBase | None]:
         """The hooks of a run, in the order they are called. Override to add or replace; writers stay last."""
@@ -363,16 +372,17 @@ class DefaultTrainer(SimpleTrainer):
             if comm.is_main_process():
                 logger.info("Results on %s:", dataset)
                 print_csv_format(results[dataset])
-                record = make_record(
-                    cfg,
-                    dataset,
-                    model=model,
-                    num_images=len(loader.dataset),
-                    protocol=evaluator.protocol(),
-                    results=results[dataset],
-                    iteration=get_event_storage().iter if has_event_storage() else None,
-                )
-                save_record(record, cfg.OUTPUT_DIR)
+            make = functools.partial(
+                make_record,
+                cfg,
+                dataset,
+                model=model,
+                num_images=len(loader.dataset),
+                protocol=evaluator.protocol(),
+                results=results[dataset],
+                iteration=get_event_storage().iter if has_event_storage() else None,
+            )
+            comm.on_main_process(lambda make=make: save_record(make(), cfg.OUTPUT_DIR))  # type: ignore[misc]
         return results[datasets[0]] if len(datasets) == 1 else results
 
     @classmethod

@@ -57,7 +57,6 @@ class BatchFetcher:
             batch_sampler: Any = getattr(self.data_loader, "batch_sampler", None)
             if num_failures > MAX_FAILURES or not hasattr(batch_sampler, "start_iter"):
                 break
-            batch_sampler.start_iter = iteration
             logger.warning(
                 "%s in iteration %d. Starting the data workers anew at this iteration (%d of %d times).",
                 what,
@@ -73,12 +72,15 @@ class BatchFetcher:
         )
 
     def close(self) -> None:
-        """End the workers; the next ``fetch`` would start the loader from its first batch."""
+        """End the workers; the next ``fetch`` starts them anew."""
         self._iterator = None
         self._workers = []
 
     def _next(self, iteration: int) -> Any:
         if self._iterator is None:
+            batch_sampler: Any = getattr(self.data_loader, "batch_sampler", None)
+            if hasattr(batch_sampler, "start_iter"):
+                batch_sampler.start_iter = iteration
             before = set(multiprocessing.active_children())
             self._iterator = iter(self.data_loader)
             self._workers = [p for p in multiprocessing.active_children() if p not in before]

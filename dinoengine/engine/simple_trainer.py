@@ -279,11 +279,10 @@ class SimpleTrainer(TrainerBase):
         for hook in self._hooks:
             hook.after_flush()
 
-    def after_train(self, error: BaseException | None = None) -> None:
+    def finishing(self, error: BaseException | None) -> list[tuple[str, Callable[[], None]]]:
         # After an error the ranks may stand in different iterations: a collective here could hang.
-        if error is None or not comm.is_distributed():
-            self.flush_metrics()
-        super().after_train(error)
+        can_exchange = error is None or not comm.is_distributed()
+        return [("Reading back the last metrics", self.flush_metrics)] if can_exchange else []
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

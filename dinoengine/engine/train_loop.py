@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dinoengine.utils.events import EventStorage
@@ -98,6 +98,7 @@ class TrainerBase:
         self.pause_reason = ""
         self.paused = False
         self.is_evaluating = False
+        self._evaluation_was_left = False
         self.storage = EventStorage(0)
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
@@ -125,6 +126,7 @@ class TrainerBase:
         self.max_iter = max_iter
         self.succeeded = self.paused = False
         self.stop_reason = self.pause_reason = ""
+        self._evaluation_was_left = False
         if start_iter >= max_iter:
             self.succeeded = True
             logger.info("Nothing to train: iteration %d of %d is done already.", start_iter, max_iter)
@@ -175,6 +177,16 @@ class TrainerBase:
         """End the run after this iteration, saved to be resumed and not evaluated; else as ``request_stop``."""
         self.pause_reason = reason
 
+    def leave_evaluation(self, reason: str) -> None:
+        """Pause after an evaluation that was not finished.
+
+        Hooks behind it have no turn in this iteration: processes that are still in the evaluation would not take part in
+        their collectives. A resumed run catches up on them.
+        """
+        self.request_pause(reason)
+        self._evaluation_was_left = True
+        self.succeeded = False
+
     def run_step(self) -> None:
         """One iteration; subclasses define it."""
         raise NotImplementedError
@@ -193,19 +205,25 @@ class TrainerBase:
         self.iter = self.storage.iter = self.start_iter - 1
         for hook in self._hooks:
             hook.catch_up()
+            if self._evaluation_was_left:
+                break
         self.iter = self.storage.iter = self.start_iter
 
     def after_train(self, error: BaseException | None = None) -> None:
         """Every hook's ``after_train`` runs, whatever the others raise; the first error of all is the one reported."""
-        first_hook_error: Exception | None = None
-        for hook in self._hooks:
+        first_error: Exception | None = None
+        for name, finish in [*self.finishing(error), *((f"Hook {h.name}", h.after_train) for h in self._hooks)]:
             try:
-                hook.after_train()
+                finish()
             except Exception as e:
-                logger.exception("Hook %s failed in after_train.", hook.name)
-                first_hook_error = first_hook_error or e
-        if error is None and first_hook_error is not None:
-            raise first_hook_error
+                logger.exception("%s failed in after_train.", name)
+                first_error = first_error or e
+        if error is None and first_error is not None:
+            raise first_error
+
+    def finishing(self, error: BaseException | None) -> list[tuple[str, Callable[[], None]]]:
+        """What a trainer itself does before the hooks' ``after_train``: (name for messages, function)."""
+        return []
 
     def before_step(self) -> None:
         self.storage.iter = self.iter
@@ -223,6 +241,8 @@ class TrainerBase:
     def after_step(self) -> None:
         for hook in self._hooks:
             hook.after_step()
+            if self._evaluation_was_left:
+                break
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, metric history and the state of every stateful hook under its name."""

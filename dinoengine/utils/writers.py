@@ -60,6 +60,7 @@ class JSONWriter(EventWriter):
         """
         self.path = path
         self._sequence = 0
+        self._last_row: dict[str, Any] = {}
         # Last iteration in the file. A resumed storage gives its restored values again: those up to here are known.
         self._last_known = self._keep_rows_before(start_iter) if os.path.exists(path) else -1.0
         self._unwritten: deque[bytes] = deque(maxlen=MAX_UNWRITTEN_ROWS)
@@ -69,6 +70,7 @@ class JSONWriter(EventWriter):
         with open(self.path, encoding="utf-8") as file:
             lines = file.readlines()
         kept = [line for line in lines if _iteration_of(line) < start_iter]
+        self._last_row = json.loads(kept[-1]) if kept else {}
         if kept and not kept[-1].endswith("\n"):  # a crash took the end of the line, but not of the row
             kept[-1] += "\n"
         if kept != lines:
@@ -80,9 +82,13 @@ class JSONWriter(EventWriter):
         updates, self._sequence = get_event_storage().updates_since(self._sequence)
         rows: dict[int, dict[str, float | int | None]] = {}
         for name, value, iteration in updates:
-            if iteration <= self._last_known:
+            # The last row may lack what the hooks behind the checkpoint had left undone, and this run has done.
+            if iteration < self._last_known or (iteration == self._last_known and name in self._last_row):
                 continue
             rows.setdefault(iteration, {})[name] = value if math.isfinite(value) else None
+        if self._last_known in rows:
+            rows[int(self._last_known)].update(self._last_row)
+            self._last_known = self._keep_rows_before(int(self._last_known))
         for iteration in sorted(rows):
             row = {"iteration": iteration, **rows[iteration]}
             self._unwritten.append(json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n")

@@ -23,6 +23,7 @@ from dinoengine.data.crop_backends import BACKENDS, checked_backend
 from dinoengine.data.fast_crops import opencv
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.evaluation.linear import _training_cfg
+from dinoengine.evaluation.linear_settings import LinearSettings
 
 
 def _cfg(backend: str, *overrides: Any) -> CfgNode:
@@ -217,5 +218,6 @@ def test_without_opencv_it_is_said_before_training_what_to_install(monkeypatch: 
 
 def test_a_resumed_run_may_change_it_and_a_probe_does_not():
     assert rule_of("INPUT.AUGMENTATION_BACKEND").kind == DEFINED
-    own = _training_cfg(_cfg("fast"), ("digits",), 10)
+    cfg = _cfg("fast")
+    own = _training_cfg(cfg, LinearSettings.from_config(cfg, 100), ("digits",), 10)
     assert own.INPUT.AUGMENTATION_BACKEND == "reference"

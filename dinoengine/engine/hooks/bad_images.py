@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "bad_images.txt"
 # Before that many a share says little: the second image of a good set of a million may be a bad one.
 FEWEST_TO_JUDGE = 10
+_MOST_UNWRITTEN = 10_000
 _MOST_WARNINGS = 10
 
 Event = tuple[int, BadImage]
@@ -49,6 +50,7 @@ class BadImageLog(HookBase):
         self.num_images = 0
         self.num_bad = 0
         self._latest: list[Event] = []
+        self._unwritten: list[str] = []
 
     def before_train(self) -> None:
         comm.on_main_process(self._drop_repeated)
@@ -63,8 +65,6 @@ class BadImageLog(HookBase):
             comm.on_main_process(lambda: self._write(events))
             self._latest = events
             self.num_bad += len(events)
-        last_iteration = self.trainer.iter - 1 if self.trainer.succeeded else self.trainer.iter
-        self.trainer.storage.put_scalar("bad_images", self.num_bad, smoothing_hint=False, cur_iter=last_iteration)
 
     def after_step(self) -> None:
         """
@@ -72,6 +72,9 @@ class BadImageLog(HookBase):
             DataError: if too many images could not be used; on all ranks.
         """
         self.num_images += self.images_per_iter
+        # Not at each flush: one before a pause would be in the history of the resumed run alone.
+        if (self.trainer.iter + 1) % self.trainer.gather_metric_period == 0:
+            self.trainer.storage.put_scalar("bad_images", self.num_bad, smoothing_hint=False)
         fewest = FEWEST_TO_JUDGE if self.max_share else 1
         if self.num_bad >= fewest and self.num_bad > self.max_share * (self.num_images + self.num_bad):
             raise DataError(self._too_many())
@@ -101,12 +104,19 @@ class BadImageLog(HookBase):
                 file.writelines(kept)
 
     def _write(self, events: list[Event]) -> None:
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        # On disk before the checkpoint that counts them.
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(_line(*event) for event in events)
-            file.flush()
-            os.fsync(file.fileno())
+        # On disk before the checkpoint that counts them, or as soon as the disk takes them.
+        self._unwritten += [_line(*event) for event in events]
+        try:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.writelines(self._unwritten)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            del self._unwritten[:-_MOST_UNWRITTEN]
+            logger.error("%s cannot be written, and %d lines wait: %s", self.path, len(self._unwritten), error)
+        else:
+            self._unwritten = []
         for number, (iteration, bad) in enumerate(events, self.num_bad + 1):
             if number > _MOST_WARNINGS:
                 break

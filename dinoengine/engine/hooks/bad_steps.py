@@ -56,11 +56,12 @@ class BadStepRecorder(HookBase):
         is_skipped = trainer.skip_optimizer_step
         if is_skipped and self.num_bad > self.max_records:
             return
+        record = describe_step(trainer)  # before metrics are flushed, which takes the images that were replaced away
         state = ""
         if not (is_skipped and self._has_saved_a_skip):
             state = self._save_state()
             self._has_saved_a_skip = True
-        self._write({**describe_step(trainer), "skipped": is_skipped, "state_before": state})
+        self._write({**record, "skipped": is_skipped, "state_before": state})
 
     def after_train(self) -> None:
         if self.num_bad > self.max_records:
@@ -77,16 +78,17 @@ class BadStepRecorder(HookBase):
 
     def _save_state(self) -> str:
         """Weights, moments and buffers are those before the step. The same on all ranks, as saving is collective."""
+        self.checkpointer.wait()  # an error of the last checkpoint is none of this one's
         name = f"model_before_{self.trainer.iter:07d}"
         try:
             if comm.is_main_process():
                 os.makedirs(self._folder, exist_ok=True)
             self.trainer.flush_metrics()
-            self.checkpointer.save(f"{FOLDER}/{name}", tag_last=False, iteration=self.trainer.iter - 1)
+            path = self.checkpointer.save(f"{FOLDER}/{name}", tag_last=False, iteration=self.trainer.iter - 1)
         except Exception as error:  # whatever it is, the bad step is what the run must report
             logger.warning("The state before the bad step cannot be saved: %s", error)
             return ""
-        return f"{name}.pth"
+        return f"{name}.pth" if path else ""
 
     def _write(self, record: dict[str, Any]) -> None:
         path = os.path.join(self._folder, record_name(record["iteration"], record["rank"]))
@@ -120,6 +122,8 @@ def describe_step(trainer: SimpleTrainer) -> dict[str, Any]:
         "world_size": comm.get_world_size(),
         "positions": positions,
         "images": images_at(trainer.data_loader, positions),
+        # Those of them that could not be used; other images took their places.
+        "replaced": [bad._asdict() for iteration, bad in trainer.bad_images if iteration == trainer.iter],
         "losses": {name: _number(value) for name, value in losses.items()},
         "loss_is_finite": math.isfinite(losses["total_loss"]),
         "loss_is_finite_on_all_ranks": trainer.loss_is_finite,

@@ -63,7 +63,8 @@ class PeriodicCheckpointer(HookBase):
 
     @property
     def is_saved(self) -> bool:
-        """Whether the step that has just been done is in a checkpoint."""
+        """Whether the step that has just been done is in a checkpoint, on disk: one that is still being written in the
+        background does not count."""
         return self._num_saved == self.trainer.iter + 1
 
     def before_train(self) -> None:
@@ -114,9 +115,10 @@ class PeriodicCheckpointer(HookBase):
         self.trainer.flush_metrics()  # the metric history in the checkpoint then reaches its iteration
         iteration = _last_finished(self.trainer)
         in_background = self.background and not required
-        self.checkpointer.save(name, required=required, background=in_background, then=then, iteration=iteration)
+        path = self.checkpointer.save(name, required=required, background=in_background, then=then, iteration=iteration)
         self._last_time = self._clock()
-        self._num_saved = iteration + 1
+        if path and not in_background:
+            self._num_saved = iteration + 1
 
 
 def _last_finished(trainer: TrainerBase) -> int:
@@ -237,9 +239,10 @@ class EarlyStopping(HookBase):
     def reason_to_stop(self, iteration: int) -> str:
         """Why there is nothing to do after ``iteration`` is done; empty: there is. A collective operation."""
         # The processes may not share a disk. Without a best of this metric (it is new, or was never finite) the run counts.
-        best = comm.broadcast_object(self.best.best())
+        best = comm.on_main_process(self.best.best)
         since = self.trainer.start_iter - 1 if best is None else best[1]
-        num_evaluations = -(-(iteration - since) // self.period)
+        # Evaluations between the two; a run may be resumed, and this be asked, in between evaluations.
+        num_evaluations = (iteration + 1) // self.period - (since + 1) // self.period
         if num_evaluations < self.patience:
             return ""
         what = "a finite value" if best is None else f"better than {best[0]:.4f} at iteration {best[1]}"

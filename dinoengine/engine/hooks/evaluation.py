@@ -64,11 +64,11 @@ class EvalHook(HookBase):
 
     def _run(self) -> None:
         self.trainer.flush_metrics()  # collective: nothing of it may be left when an evaluation is interrupted
-        self.trainer.is_evaluating = True
         try:
+            self.trainer.is_evaluating = True
             results = flatten_results_dict(self.evaluate() or {})
         except EvaluationInterrupted as interruption:
-            self.trainer.request_pause(f"{interruption}; the evaluation will be done when the run is resumed.")
+            self.trainer.leave_evaluation(f"{interruption}; the evaluation will be done when the run is resumed.")
             return
         finally:
             self.trainer.is_evaluating = False

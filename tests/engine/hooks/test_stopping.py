@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from dinoengine.checkpoint import Checkpointer
-from dinoengine.engine import SimpleTrainer, TrainerBase, hooks
+from dinoengine.config import CfgNode
+from dinoengine.engine import SimpleTrainer, SSLTrainer, TrainerBase, hooks
+from dinoengine.engine.verify import compare_checkpoints
 from tests.engine.toys import toy_trainer
 
 
@@ -73,7 +76,7 @@ def test_a_signal_in_an_evaluation_leaves_it_at_once(tmp_path: Path) -> None:
 def test_a_signal_in_the_final_evaluation_leaves_a_finished_run_without_results(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path, evaluate=lambda: os.kill(os.getpid(), signal.SIGTERM), period=0)
     trainer.train(0, 2)
-    assert (trainer.succeeded, trainer.paused) == (True, False)
+    assert (trainer.succeeded, trainer.paused) == (False, False)
     assert trainer.pause_reason
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
@@ -127,3 +130,67 @@ def test_a_run_ends_before_its_deadline(tmp_path: Path, monkeypatch: pytest.Monk
     assert trainer.iter == 9
     assert trainer.pause_reason == "the time budget is used up."
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000008.pth"
+
+
+_GRID = {
+    "SOLVER.MAX_ITER": 13,
+    "SOLVER.CHECKPOINT_PERIOD": 5,
+    "TEST.EVAL_PERIOD": 6,
+    "LOG.PERIOD": 4,
+    "TEST.BEST_METRIC": "knn/top1_k1",
+    "TEST.EARLY_STOPPING_PATIENCE": 9,
+    "SEED": 3,
+}
+
+
+def _run(cfg: CfgNode, out: Path, *more: Any, resume: bool = False) -> SSLTrainer:
+    cfg = cfg.clone()
+    cfg.merge_from_list(["OUTPUT_DIR", str(out)])
+    trainer = SSLTrainer(cfg)
+    trainer.register_hooks(more)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    """metrics.json without what clocks say."""
+    rows = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "time" not in key} for row in rows]
+
+
+def test_a_pause_at_any_iteration_leaves_no_trace(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    """In weights, optimizer, hooks, metric history, best checkpoint and metrics.json; on and off each of the periods."""
+    tiny_cfg.merge_from_list([word for pair in _GRID.items() for word in pair])
+    _run(tiny_cfg, tmp_path / "whole")
+    for at in range(12):
+        out = tmp_path / f"paused_at_{at}"
+        tiny_cfg.SOLVER.CHECKPOINT_IN_BACKGROUND = bool(at % 2)
+        paused = _run(tiny_cfg, out, _send(signal.SIGTERM, at=at))
+        assert (paused.iter, paused.paused) == (at + 1, True)
+        resumed = _run(tiny_cfg, out, resume=True)
+        assert resumed.start_iter == at + 1
+        for name, parts in (("model_final", ("model", "trainer", "iteration")), ("model_best", ("model", "iteration"))):
+            found = compare_checkpoints(*(str(tmp_path / run / f"{name}.pth") for run in ("whole", out.name)), parts)
+            assert found.different == [], (at, name)
+        assert _rows(out) == _rows(tmp_path / "whole"), at
+
+
+def test_a_checkpoint_that_could_not_be_written_is_no_saved_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = toy_trainer()
+    checkpointer = Checkpointer(trainer.model, str(tmp_path), on_error="continue", trainer=trainer)
+    saving = hooks.PeriodicCheckpointer(checkpointer, 2)
+    trainer.register_hooks([_send(signal.SIGTERM, at=1), saving, hooks.StopOnSignal(saving)])
+    save, failures = torch.save, [OSError(28, "No space left on device")]
+
+    def fail_once(*args: Any) -> None:
+        if failures:
+            raise failures.pop()
+        save(*args)
+
+    monkeypatch.setattr(torch, "save", fail_once)
+    trainer.train(0, 10)
+    assert failures == []
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
