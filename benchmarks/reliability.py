@@ -334,10 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             good &= result["equal"] == result["kills"]
         for damage in (damaged_checkpoints, damaged_images) if args.mutations else ():
             result = damage(folder, args.mutations, rng)
-            print(
-                f"{damage.__name__.replace('_', ' ')}: {result['wrong']} of {result['files']} wrong {result}",
-                flush=True,
-            )
+            print(f"{damage.__name__.replace('_', ' ')}: {result['wrong']} of {result['files']} wrong {result}", flush=True)
             good &= not result["wrong"]
         if args.iterations:
             found = volume(os.path.join(folder, "volume"), args.iterations)
