@@ -8,7 +8,16 @@ from dinoengine.data.catalog import (
     build_datasets,
 )
 from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
-from dinoengine.data.datasets import VOC2007, Digits, FashionMNIST, FileList, ImageFolder, MaskFolder, Synthetic
+from dinoengine.data.datasets import (
+    VOC2007,
+    Digits,
+    FashionMNIST,
+    FileList,
+    ImageFolder,
+    ImageNet,
+    MaskFolder,
+    Synthetic,
+)
 from dinoengine.data.decode import UnreadableImageError
 from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
@@ -30,6 +39,7 @@ __all__ = [
     "FileList",
     "ImageDataset",
     "ImageFolder",
+    "ImageNet",
     "InferenceSampler",
     "LabelledStream",
     "MaskFolder",

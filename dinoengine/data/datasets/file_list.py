@@ -25,8 +25,8 @@ _NUM_THREADS = 16
 class FileList(ImageDataset):
     """``list:/p/files.txt``, ``list:/p/files.csv[:path=file][:label=class]``, ``list:/p/files.parquet[:...]``.
 
-    A text file has one path per line. Of a table the column ``path`` is read, or the one that is named, and ``label`` if there
-    is one: a text or number per image. Relative paths are relative to the folder of the file, or to ``root``.
+    A text file has one path per line. Of a table the column ``path`` is read, or the one that is named, and ``label`` if
+    there is one: a text or number per image. Relative paths are relative to the folder of the file, or to ``root``.
     """
 
     def __init__(self, file: str, path: str = "path", label: str = "", root: str = "", check: bool = True) -> None:
@@ -113,8 +113,8 @@ def _read_csv(path: str) -> dict[str, list[Any]]:
                 continue
             if len(row) != len(head):
                 raise ValueError(
-                    f"{path}, line {rows.line_num}: {len(row)} values, and there are {len(head)} columns: {', '.join(head)}. "
-                    "Put a value with a comma in quotes."
+                    f"{path}, line {rows.line_num}: {len(row)} values, and there are {len(head)} columns: "
+                    f"{', '.join(head)}. Put a value with a comma in quotes."
                 )
             for name, value in zip(head, row, strict=True):
                 columns[name].append(value)
