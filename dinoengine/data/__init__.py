@@ -13,10 +13,12 @@ from dinoengine.data.datasets import (
     Digits,
     FashionMNIST,
     FileList,
+    HuggingFaceDataset,
     ImageFolder,
     ImageNet,
     MaskFolder,
     Synthetic,
+    TorchvisionDataset,
 )
 from dinoengine.data.decode import UnreadableImageError
 from dinoengine.data.describe import TensorRow, describe_batch
@@ -37,6 +39,7 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "FileList",
+    "HuggingFaceDataset",
     "ImageDataset",
     "ImageFolder",
     "ImageNet",
@@ -50,6 +53,7 @@ __all__ = [
     "SingleCrop",
     "Synthetic",
     "TensorRow",
+    "TorchvisionDataset",
     "TrainingSampler",
     "TrainingStream",
     "UnreadableImageError",

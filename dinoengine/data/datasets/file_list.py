@@ -37,8 +37,7 @@ class FileList(ImageDataset):
 
         Raises:
             FileNotFoundError: if the list or an image is missing; says how many and the first five.
-            ValueError: if the list has another ending, no such column, no entry, an empty path, or an empty label.
-            ImportError: for parquet without pyarrow.
+            ValueError: if the list has another ending, no such column, no entry, an empty path or label, or is parquet without pyarrow.
         """
         self.file = os.path.abspath(os.path.expanduser(file))
         ending = os.path.splitext(self.file)[1].lower()
@@ -125,7 +124,7 @@ def _read_parquet(path: str) -> dict[str, list[Any]]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError("Lists in parquet files need pyarrow: pip install 'dinoengine[parquet]'.") from error
+        raise ValueError("Lists in parquet files need pyarrow: pip install 'dinoengine[parquet]'.") from error
     try:
         table = parquet.read_table(path)
     except (OSError, ValueError) as error:

@@ -22,8 +22,8 @@ LABELS_FILE = "labels.txt"
 class ImageNet(ImageDataset):
     """``ImageNet:split=TRAIN|VAL|TEST:root=/data[:extra=/extra]``, as the published code and its forks write it.
 
-    The images of a split lie below ``root/train``, ``root/val`` or ``root/test``, in a folder per class (in TEST also without),
-    under any names. Classes are called by their folders; ``labels.txt`` in the root gives readable names.
+    The images of a split lie in ``root/train``, ``root/val`` or ``root/test``, in a folder per class (TEST may
+    have none), under any names. Classes are called by their folders; ``labels.txt`` in the root gives readable names.
 
     ``extra`` holds ``entries-<SPLIT>.npy``, ``class-ids-<SPLIT>.npy`` and ``class-names-<SPLIT>.npy`` of a fork, which then
     say what the images are; otherwise the folder is scanned and the index kept there as ``<SPLIT>.index``, which takes

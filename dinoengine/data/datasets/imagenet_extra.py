@@ -1,7 +1,7 @@
 """The index files in the folder ``extra`` of the published code: what they say, and how they are written.
 
-``entries-<SPLIT>.npy`` has a record per image, actual_index, class_index (both <u4), class_id and class_name (texts), and no
-name of a file: it follows from the class and the number, as ``image_name`` says.
+``entries-<SPLIT>.npy`` has a record per image, actual_index, class_index (both <u4), class_id and class_name (texts), and
+no name of a file: it follows from the class and the number, as ``image_name`` says.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def read(extra: str, split: str, folder: str) -> Listed:
             if os.path.isfile(os.path.join(folder, listed.path(len(numbers) - 1))):
                 return listed
     raise FileNotFoundError(
-        f"{entries_path} lists {len(numbers)} images such as {listed.path(0)} and {listed.path(len(numbers) - 1)}, of which "
-        f"the first or last is not in {folder}. Remove entries-{split}.npy to have the folder scanned, or name its own extra=."
+        f"{entries_path} lists {len(numbers)} images such as {listed.path(0)} and {listed.path(len(numbers) - 1)}, of "
+        f"which the first or last is not in {folder}. Remove entries-{split}.npy to have the folder scanned, or name its own extra=."
     )
 
 

@@ -131,5 +131,5 @@ def test_parquet_through_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"pip install 'dinoengine\[parquet\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'dinoengine\[parquet\]'"):
         build_dataset(_write(tmp_path / "f.parquet", "PAR1"))
