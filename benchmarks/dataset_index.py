@@ -47,16 +47,14 @@ def main() -> None:
         make_tree(root, [] if args.simulated else names)
         if args.simulated:
             stamps = [(name, 1_000_000_000) for name in (".", *sorted(os.listdir(root)))]
-            listing = FolderScan(
-                sorted(names), Counter(), [(f, 1_000_000_000) for f in (".", *sorted(os.listdir(root)))]
-            )
+            listing = FolderScan(sorted(names), Counter(), stamps)
             file_index.scan_folder = lambda _: listing
         del names
         seconds = in_new_process(start, root)
         print(f"first start, with a scan{' (simulated)' if args.simulated else ''}: {seconds:.2f} s")
         seconds, before, after = in_new_process(start_with_workers, root, args.workers)
         print(
-            f"start from the index: {seconds:.2f} s; index in memory of 1 + {args.workers} processes: {after - before:.0f} MiB "
+            f"start from the index: {seconds:.2f} s; {after - before:.0f} MiB for it in 1 + {args.workers} processes "
             f"({args.images:,} images, index of {index_size(folder):.0f} MiB)"
         )
     print(collect_env_info())

@@ -23,7 +23,7 @@ from dinoengine.data.datasets import (
 from dinoengine.data.decode import UnreadableImageError
 from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
-from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
+from dinoengine.data.samplers import InferenceSampler, MixtureSampler, PositionBatches, TrainingSampler
 from dinoengine.data.single_crop import SingleCrop
 from dinoengine.data.streams import LabelledStream, TrainingStream
 
@@ -48,6 +48,7 @@ __all__ = [
     "MaskFolder",
     "MaskPlan",
     "MetadataCatalog",
+    "MixtureSampler",
     "MultiCrop",
     "PositionBatches",
     "SingleCrop",

@@ -37,7 +37,8 @@ class FileList(ImageDataset):
 
         Raises:
             FileNotFoundError: if the list or an image is missing; says how many and the first five.
-            ValueError: if the list has another ending, no such column, no entry, an empty path or label, or is parquet without pyarrow.
+            ValueError: if the list has another ending, no such column, no entry, an empty path or label, or pyarrow is
+                missing.
         """
         self.file = os.path.abspath(os.path.expanduser(file))
         ending = os.path.splitext(self.file)[1].lower()

@@ -91,7 +91,8 @@ def read(extra: str, split: str, folder: str) -> Listed:
                 return listed
     raise FileNotFoundError(
         f"{entries_path} lists {len(numbers)} images such as {listed.path(0)} and {listed.path(len(numbers) - 1)}, of "
-        f"which the first or last is not in {folder}. Remove entries-{split}.npy to have the folder scanned, or name its own extra=."
+        f"which the first or last is not in {folder}. Remove entries-{split}.npy to have the "
+        "folder scanned, or name its own extra=."
     )
 
 

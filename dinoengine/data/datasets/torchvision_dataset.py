@@ -25,7 +25,7 @@ class TorchvisionDataset(ImageDataset):
     """``torchvision:CIFAR10:root=/data:train=true``: any dataset of torchvision whose items begin with a picture.
 
     The keys are the parameters of its class. There are labels where the second part of an item is one whole number and it
-    is known how many classes there are. Nothing is downloaded without ``download=true``. Files are read by torchvision, some
+    is known how many classes there are. Nothing is downloaded without ``download=true``. Torchvision reads the files, some
     of them with pickle: use only those you trust.
     """
 
