@@ -16,9 +16,11 @@ from dinoengine.data.datasets import (
     HuggingFaceDataset,
     ImageFolder,
     ImageNet,
+    ImageNet22k,
     MaskFolder,
     Synthetic,
     TorchvisionDataset,
+    WebDataset,
 )
 from dinoengine.data.decode import UnreadableImageError
 from dinoengine.data.describe import TensorRow, describe_batch
@@ -43,6 +45,7 @@ __all__ = [
     "ImageDataset",
     "ImageFolder",
     "ImageNet",
+    "ImageNet22k",
     "InferenceSampler",
     "LabelledStream",
     "MaskFolder",
@@ -58,6 +61,7 @@ __all__ = [
     "TrainingSampler",
     "TrainingStream",
     "UnreadableImageError",
+    "WebDataset",
     "build_dataset",
     "build_datasets",
     "build_mask_train_loader",

@@ -6,6 +6,7 @@ from dinoengine.data.datasets.image_folder import ImageFolder
 from dinoengine.data.datasets.imagenet import ImageNet
 from dinoengine.data.datasets.mask_folder import MaskFolder
 from dinoengine.data.datasets.synthetic import Synthetic
+from dinoengine.data.datasets.tar_shards import ImageNet22k, WebDataset
 from dinoengine.data.datasets.torchvision_dataset import TorchvisionDataset
 from dinoengine.data.datasets.voc2007 import VOC2007
 
@@ -17,7 +18,9 @@ __all__ = [
     "HuggingFaceDataset",
     "ImageFolder",
     "ImageNet",
+    "ImageNet22k",
     "MaskFolder",
     "Synthetic",
     "TorchvisionDataset",
+    "WebDataset",
 ]
