@@ -44,6 +44,8 @@ setup(
         "plot": ["matplotlib"],
         # tools/extract_features.py --parquet
         "parquet": ["pyarrow"],
+        # datasets named hf:...
+        "hf": ["datasets"],
         # Other libraries' models, to compare with
         "interop": ["timm", "transformers"],
         # tools/export_model.py --to onnx

@@ -40,6 +40,7 @@ SEPARATE: Overrides = {
 JITTER: Overrides = {"INPUT.COLOR_JITTER.PROB": 1.0}
 BLUR: Overrides = {"INPUT.BLUR.PROBS": "(1.0, 1.0, 1.0)"}
 GRID_8X8: Overrides = {"INPUT.GLOBAL_CROPS.SIZE_PX": 32, "INPUT.MASK.RATIO": "(0.3, 0.5)"}
+MIXTURE: Overrides = {"DATASETS.TRAIN": "('synthetic:num_images=6:size=12', 'synthetic:num_images=6:size=12:seed=1')"}
 EVALUATE: Overrides = {"DATASETS.TEST": TINY["DATASETS.TEST"], "TEST.EVAL_PERIOD": 1}
 
 
@@ -136,6 +137,7 @@ CHANGES_TRAINING: dict[str, Change] = {
     "SOLVER.CLIP_GRAD_NORM": Change(0.01),
     "SOLVER.REFERENCE_WORLD_SIZE": Change(2),
     "SOLVER.AMP.ENABLED": Change(True),
+    "DATASETS.TRAIN_WEIGHTS": Change("(1, 3)", MIXTURE),
 }
 
 LEAVES_TRAINING_ALONE: dict[str, Change] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -202,7 +203,8 @@ def _parse_overrides(words: list[Any]) -> list[tuple[str, Any]]:
 def _literal(word: str) -> Any:
     """The Python literal that a command-line word spells, or the word itself."""
     try:
-        return ast.literal_eval(word)
+        value = ast.literal_eval(word)
+        return str(word) if isinstance(value, dict) else value  # a dataset string in JSON form
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return str(word)
 
@@ -248,14 +250,16 @@ def _convert(value: Any, default: Any, key: str) -> Any:
         if value is None:
             return ""
     elif isinstance(default, tuple):
-        if isinstance(value, (list, tuple)):
-            return _as_tuple(value)
+        if isinstance(value, (list, tuple, dict)):
+            return _as_tuple([value] if isinstance(value, dict) else value)
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return (value,) if value != "" else ()
     raise TypeError(f"{key} takes {_type_name(default)}, got {value!r} ({type(value).__name__}).")
 
 
 def _as_tuple(value: Any) -> Any:
+    if isinstance(value, dict):  # a mapping in a list of YAML: a dataset string in JSON form
+        return json.dumps(value, ensure_ascii=False)
     return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 

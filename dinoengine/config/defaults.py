@@ -252,6 +252,10 @@ _C.DATASETS = CN()
 # Dataset strings, e.g. ("folder:/path/to/images",), ("digits:split=train",), ("synthetic:num_images=1000",).
 # Several entries are concatenated. Labels are used for a classifier only. Changes results.
 _C.DATASETS.TRAIN = ()
+# How often a position of the stream takes an image of each entry of TRAIN: positive numbers, one per entry, in any unit.
+# Every entry is gone through again and again in an order of its own. (): entries are one set, each image once per pass.
+# Changes results.
+_C.DATASETS.TRAIN_WEIGHTS = ()
 # Labelled datasets to evaluate on.
 _C.DATASETS.TEST = ()
 

@@ -116,6 +116,7 @@ RULES: tuple[Rule, ...] = (
     Rule("INPUT.SOLARIZE.*", REFUSED, _DATA),
     Rule("INPUT.MASK.*", REFUSED, _DATA),
     Rule("DATASETS.TRAIN", REFUSED, _DATA),
+    Rule("DATASETS.TRAIN_WEIGHTS", REFUSED, _DATA),
     Rule("DATALOADER.MAX_IMAGE_PIXELS", REFUSED, _DATA),  # which images are replaced
     Rule(
         "SOLVER.IMS_PER_BATCH",

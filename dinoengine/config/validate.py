@@ -302,6 +302,13 @@ def _check_training_data(cfg: CfgNode) -> Iterator[str]:
         yield "MODEL.WEIGHTS_WITH_OPTIMIZER needs a checkpoint in MODEL.WEIGHTS."
     if not cfg.DATASETS.TRAIN:
         yield 'DATASETS.TRAIN is empty; name your images, e.g. DATASETS.TRAIN "folder:/path/to/images".'
+    weights = cfg.DATASETS.TRAIN_WEIGHTS
+    numbers = all(isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < math.inf for w in weights)
+    if weights and (len(weights) != len(cfg.DATASETS.TRAIN) or not numbers):
+        yield (
+            f"DATASETS.TRAIN_WEIGHTS has a positive number for each of the {len(cfg.DATASETS.TRAIN)} entries of "
+            f"DATASETS.TRAIN, or is empty; got {weights}."
+        )
     if cfg.COLLAPSE_GUARD.ACTION == "rollback" and not cfg.SOLVER.CHECKPOINT_PERIOD:
         yield "COLLAPSE_GUARD.ACTION rollback needs checkpoints to go back to: set SOLVER.CHECKPOINT_PERIOD."
 

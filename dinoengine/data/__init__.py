@@ -8,11 +8,24 @@ from dinoengine.data.catalog import (
     build_datasets,
 )
 from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
-from dinoengine.data.datasets import VOC2007, Digits, FashionMNIST, ImageFolder, MaskFolder, Synthetic
+from dinoengine.data.datasets import (
+    VOC2007,
+    Digits,
+    FashionMNIST,
+    FileList,
+    HuggingFaceDataset,
+    ImageFolder,
+    ImageNet,
+    ImageNet22k,
+    MaskFolder,
+    Synthetic,
+    TorchvisionDataset,
+    WebDataset,
+)
 from dinoengine.data.decode import UnreadableImageError
 from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
-from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
+from dinoengine.data.samplers import InferenceSampler, MixtureSampler, PositionBatches, TrainingSampler
 from dinoengine.data.single_crop import SingleCrop
 from dinoengine.data.streams import LabelledStream, TrainingStream
 
@@ -27,21 +40,28 @@ __all__ = [
     "DatasetCatalog",
     "Digits",
     "FashionMNIST",
+    "FileList",
+    "HuggingFaceDataset",
     "ImageDataset",
     "ImageFolder",
+    "ImageNet",
+    "ImageNet22k",
     "InferenceSampler",
     "LabelledStream",
     "MaskFolder",
     "MaskPlan",
     "MetadataCatalog",
+    "MixtureSampler",
     "MultiCrop",
     "PositionBatches",
     "SingleCrop",
     "Synthetic",
     "TensorRow",
+    "TorchvisionDataset",
     "TrainingSampler",
     "TrainingStream",
     "UnreadableImageError",
+    "WebDataset",
     "build_dataset",
     "build_datasets",
     "build_mask_train_loader",

@@ -13,10 +13,10 @@ from dinoengine.config import CfgNode
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransform
 from dinoengine.data.catalog import build_datasets
 from dinoengine.data.collate import LabelledImage, SSLCollate, collate_images
-from dinoengine.data.dataset import DataError, ImageDataset, require_labels
+from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
 from dinoengine.data.mask_crops import MaskCrop, MaskStream
 from dinoengine.data.masking import BlockMasking, MaskPlan
-from dinoengine.data.samplers import InferenceSampler, PositionBatches, TrainingSampler
+from dinoengine.data.samplers import InferenceSampler, MixtureSampler, PositionBatches, TrainingSampler
 from dinoengine.data.streams import NUM_REPLACEMENTS, LabelledStream, TrainingStream
 from dinoengine.utils import comm
 
@@ -83,7 +83,7 @@ def build_train_loader(
     num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     if num_classes:
         require_labels(dataset, num_classes, f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)}")
-    sampler = TrainingSampler(len(dataset), cfg.SEED)
+    sampler = _training_sampler(cfg, dataset)
     augmentation = AUGMENTATION_REGISTRY.get(cfg.INPUT.AUGMENTATION)(cfg)
     stream = TrainingStream(dataset, sampler, augmentation, cfg.SEED, NUM_REPLACEMENTS if replace_bad_images else 0)
     batches = PositionBatches(
@@ -99,6 +99,13 @@ def build_train_loader(
         timeout=cfg.DATALOADER.TIMEOUT_SECONDS if cfg.DATALOADER.NUM_WORKERS else 0,
         **_worker_options(cfg),
     )
+
+
+def _training_sampler(cfg: CfgNode, dataset: ImageDataset) -> TrainingSampler | MixtureSampler:
+    weights = cfg.DATASETS.TRAIN_WEIGHTS
+    if not weights or not isinstance(dataset, ConcatImageDataset):
+        return TrainingSampler(len(dataset), cfg.SEED)
+    return MixtureSampler([len(source) for source in dataset.datasets], weights, cfg.SEED)
 
 
 def build_test_loader(

@@ -1,21 +1,14 @@
-"""Dataset strings and the tables behind them.
-
-Grammar: ``name[:argument][:key=value]...``, for example ``folder:/data/cats``, ``digits:split=test``,
-``synthetic:num_images=100:size=32``, or a name registered in DatasetCatalog. Keys are recognised from the right and
-only if the dataset has such a parameter, so the argument may itself contain ``:`` and ``=``.
-"""
+"""The tables behind dataset strings, and the dataset that a string names. The grammar is in ``dataset_string``."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
+from dinoengine.data.dataset_string import GRAMMAR, arguments_for, parse
 from dinoengine.utils.registry import Registry, UnknownNameError, suggest
-
-GRAMMAR = "name[:argument][:key=value]..., e.g. folder:/path/to/images or digits:split=train"
 
 DATASET_REGISTRY = Registry("DATASET")
 DATASET_REGISTRY.__doc__ = """Name -> a class or function that returns an ImageDataset.
@@ -105,7 +98,7 @@ def build_dataset(text: str) -> ImageDataset:
     """
     if text in DatasetCatalog:
         return DatasetCatalog.get(text)
-    name, _, rest = text.partition(":")
+    name = parse(text).name
     if name not in DATASET_REGISTRY:
         if name in DatasetCatalog:
             raise ValueError(f"Dataset {name!r} was registered without parameters, so it takes no keys; got {text!r}.")
@@ -117,8 +110,7 @@ def build_dataset(text: str) -> ImageDataset:
             f"No dataset {name!r} (in {text!r}){hint}. Known: {', '.join(known)}. Grammar: {GRAMMAR}."
         )
     builder = DATASET_REGISTRY.get(name)
-    arguments = _parse_arguments(text, rest, builder)
-    dataset: ImageDataset = builder(**arguments)
+    dataset: ImageDataset = builder(**arguments_for(text, builder))
     return dataset
 
 
@@ -132,44 +124,3 @@ def build_datasets(texts: Iterable[str]) -> ImageDataset:
     if not datasets:
         raise ValueError(f"No dataset is named; expected at least one of the form {GRAMMAR}.")
     return datasets[0] if len(datasets) == 1 else ConcatImageDataset(datasets)
-
-
-def _parse_arguments(text: str, rest: str, builder: Callable[..., ImageDataset]) -> dict[str, Any]:
-    parameters = inspect.signature(builder).parameters
-    target = builder.__init__ if inspect.isclass(builder) else builder
-    types = get_type_hints(target)
-    arguments: dict[str, Any] = {}
-    parts = rest.split(":") if rest else []
-    while parts:
-        key, equals, value = parts[-1].partition("=")
-        if not equals or key not in parameters:
-            break
-        if key in arguments:
-            raise ValueError(f"Dataset {text!r} gives {key!r} twice.")
-        arguments[key] = _typed(value, types.get(key, str), key, text)
-        parts.pop()
-    if parts:
-        first = next(iter(parameters), None)
-        argument = ":".join(parts)
-        # A parameter without default (folder's root) takes free text; others must be named, so typos are seen.
-        if first is None or first in arguments or parameters[first].default not in (inspect.Parameter.empty, ""):
-            key = parts[-1].partition("=")[0]
-            raise ValueError(
-                f"Dataset {text!r}: {argument!r} is not understood{suggest(key, list(parameters))}. "
-                f"Its keys: {', '.join(parameters) or 'none'}. Grammar: {GRAMMAR}."
-            )
-        arguments[first] = argument
-    missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
-    if missing:
-        raise ValueError(f"Dataset {text!r} needs {', '.join(missing)}. Grammar: {GRAMMAR}.")
-    return arguments
-
-
-def _typed(value: str, kind: Any, key: str, text: str) -> Any:
-    kind = next((k for k in get_args(kind) if k is not type(None)), kind)  # `int | None` takes an int
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[value.lower()]
-        return kind(value)
-    except (ValueError, KeyError):
-        raise ValueError(f"Dataset {text!r}: {key} must be {kind.__name__}, got {value!r}.") from None

@@ -20,6 +20,7 @@ another program (PostScript to Ghostscript) is not among them.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -72,6 +73,24 @@ def read_image(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Any:
         MemoryError, OSError: if this process ran out of memory or file descriptors, which is no fault of the file.
     """
     return _with_file(path, lambda file: _decode(file, max_pixels))
+
+
+def read_image_bytes(data: bytes, where: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Any:
+    """The image that the bytes of a file are; see ``read_image``.
+
+    Args:
+        where: the bytes come from, for messages: ``shard.tar/1.jpg``.
+    """
+    try:
+        if not data:
+            raise UnreadableImageError(where, "the file is empty")
+        return _decode(io.BytesIO(data), max_pixels)
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # of a damaged file Pillow raises almost anything
+        if is_machine_fault(error):
+            raise
+        raise UnreadableImageError(where, _cause(error)) from error
 
 
 def read_size(path: str) -> tuple[int, int]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from dinoengine.utils.env import hash_seed
 
 _MASK64 = (1 << 64) - 1
 _NUM_ROUNDS = 6
+_MIXTURE, _SOURCE = 0x313C, 0x50C3
 
 
 class TrainingSampler:
@@ -53,6 +56,66 @@ class TrainingSampler:
             mixed = ((mixed ^ (mixed >> 32)) * 0x94D049BB133111EB) & _MASK64
             left, right = right, left ^ ((mixed >> 32) & low_mask)
         return (left << bits) | right
+
+
+class MixtureSampler:
+    """An infinite stream of several sources laid end to end, in which each is drawn from with a weight of its own.
+
+    Which source a position takes is a pure function of (seed, position): of every ``BLOCK`` positions each source has its
+    share, to one in ``BLOCK``, at places in random order. The n-th draw from a source is the n-th sample of that source's
+    own stream, so each goes through all of its images, reshuffled at every pass, whatever the others do. Looking up any
+    position makes one block, some milliseconds, which is kept for those that follow.
+    """
+
+    BLOCK = 1 << 16
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        """
+        Args:
+            sizes: images of each source.
+            weights: how often each is drawn from, in any unit.
+
+        Raises:
+            ValueError: if there are not as many weights as sources, or one is not positive, or below 1 / ``BLOCK`` of all.
+        """
+        if len(sizes) != len(weights) or not sizes:
+            raise ValueError(f"A mixture needs a weight for each source, got {len(weights)} for {len(sizes)} sources.")
+        if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+            raise ValueError(f"Weights of a mixture are positive numbers, got {list(weights)}.")
+        # Replacements of bad images come from the same block.
+        self.size, self.seed = self.BLOCK, seed
+        total = math.fsum(weights)
+        cumulative = [round(self.BLOCK * math.fsum(weights[:end]) / total) for end in range(len(weights) + 1)]
+        self._quotas = [end - start for start, end in itertools.pairwise(cumulative)]
+        if 0 in self._quotas:
+            raise ValueError(f"A weight is less than 1 / {self.BLOCK} of all of them, got {list(weights)}.")
+        self._block = (-1, np.empty(0), np.empty(0))
+        self._offsets = [0, *itertools.accumulate(sizes)]
+        self._sources = [TrainingSampler(size, hash_seed(seed, _SOURCE, k)) for k, size in enumerate(sizes)]
+
+    def source_at(self, position: int) -> tuple[int, int]:
+        """(source, how often it was drawn from before) at ``position`` >= 0."""
+        block, place = divmod(position, self.BLOCK)
+        if self._block[0] != block:
+            self._block = (block, *self._deal(block))
+        _, sources, ranks = self._block
+        source = int(sources[place])
+        return source, block * self._quotas[source] + int(ranks[place])
+
+    def _deal(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, how often it came before in this block), [BLOCK] each."""
+        # Sorted raw numbers: unlike numpy's permutations, the same in all its versions.
+        raw = np.random.Philox(hash_seed(self.seed, _MIXTURE, block)).random_raw(self.BLOCK)
+        sources = np.repeat(np.arange(len(self._quotas)), self._quotas)[np.argsort(raw, kind="stable")]
+        ranks = np.empty(self.BLOCK, dtype=np.int64)
+        for source, quota in enumerate(self._quotas):
+            ranks[sources == source] = np.arange(quota)
+        return sources, ranks
+
+    def index_at(self, position: int) -> int:
+        """Index of the sample at ``position`` >= 0 among those of all sources."""
+        source, draw = self.source_at(position)
+        return self._offsets[source] + self._sources[source].index_at(draw)
 
 
 class PositionBatches(Sampler[list[int]]):

@@ -554,3 +554,10 @@ def test_a_classifier_is_not_asked_about_pretraining() -> None:
 def test_keys_that_contradict_a_classifier(override: str, message: str) -> None:
     (problem,) = _problems(*CLASSIFIER, override)
     assert message in problem
+
+
+@pytest.mark.parametrize("weights", [(1,), (1, 0), (1, -1), (1, "a"), (1, float("nan")), (1, 2, 3)])
+def test_weights_of_a_mixture_are_positive_and_one_per_entry(weights: tuple[Any, ...]) -> None:
+    problems = _problems("DATASETS.TRAIN", ("digits", "synthetic"), "DATASETS.TRAIN_WEIGHTS", weights)
+    assert any("TRAIN_WEIGHTS has a positive number for each of the 2 entries" in problem for problem in problems)
+    assert _problems("DATASETS.TRAIN", ("digits", "synthetic"), "DATASETS.TRAIN_WEIGHTS", (1, 0.5)) == []

@@ -328,3 +328,24 @@ def test_several_test_strings_are_one_dataset():
     loader = build_test_loader(_cfg(), names)
     assert len(loader.dataset) == 5  # type: ignore[arg-type]
     assert torch.cat([b.indices for b in loader]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_mixture_is_the_same_at_any_world_size_and_iteration() -> None:
+    cfg = _cfg("DATASETS.TRAIN=('synthetic:num_images=20:size=12', 'synthetic:num_images=5:size=12:seed=1')")
+    cfg.DATASETS.TRAIN_WEIGHTS = (1, 3)
+
+    def images(world_size: int, start_iter: int, num_iters: int) -> list[int]:
+        loaders = [build_train_loader(cfg, start_iter, rank=r, world_size=world_size) for r in range(world_size)]
+        steps = islice(zip(*(loader.batch_sampler for loader in loaders), strict=True), num_iters)
+        return [loaders[0].dataset.index_at(p) for step in steps for part in step for p in part]
+
+    whole = images(1, 0, 20)
+    assert images(2, 0, 20) == images(4, 0, 20) == whole
+    assert images(2, 7, 13) == whole[7 * cfg.SOLVER.IMS_PER_BATCH :]
+    second = [i for i in whole if i >= 20]
+    assert len(second) > len(whole) / 2
+    assert sorted(second[:5]) == sorted(second[5:10]) == list(range(20, 25))  # a pass, and another
+    batch = next(iter(build_train_loader(cfg, 0)))
+    assert batch.global_crops.shape[0] == 2 * cfg.SOLVER.IMS_PER_BATCH
+    cfg.DATASETS.TRAIN_WEIGHTS = ()
+    assert sorted(images(1, 0, 4)[:25]) == list(range(25))  # one set, each image once

@@ -7,7 +7,7 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 
-from dinoengine.data import InferenceSampler, PositionBatches, TrainingSampler
+from dinoengine.data import InferenceSampler, MixtureSampler, PositionBatches, TrainingSampler
 
 AWKWARD = (255, 256, 257, 511, 512, 513, 1000, 1023, 1024, 1025, 1797, 4097)
 
@@ -153,3 +153,71 @@ def test_inference_shards_are_contiguous_and_exact(size: int, world_size: int):
     assert lengths == [len(i) for i in indices]
     assert max(lengths) - min(lengths) <= 1
     assert [list(shard) for shard in shards] == indices  # a second epoch is the same
+
+
+# ---- mixtures
+
+
+def _sources(sampler: MixtureSampler, positions: range) -> list[int]:
+    return [sampler.source_at(p)[0] for p in positions]
+
+
+def test_each_source_is_gone_through_in_passes_of_its_own() -> None:
+    sizes, offsets = (5, 1, 40), (0, 5, 6)
+    sampler = MixtureSampler(sizes, (2, 1, 1), seed=3)
+    drawn: list[list[int]] = [[], [], []]
+    passes: list[dict[int, list[int]]] = [{}, {}, {}]
+    for position in range(4000):
+        source, draw = sampler.source_at(position)
+        index = sampler.index_at(position)
+        assert offsets[source] <= index < offsets[source] + sizes[source]
+        drawn[source].append(draw)
+        passes[source].setdefault(draw // sizes[source], []).append(index)
+    assert all(draws == list(range(len(draws))) for draws in drawn)  # one after the other
+    for source, size in enumerate(sizes):  # and so no image twice in a pass
+        assert all(len(set(images)) == len(images) <= size for images in passes[source].values())
+    assert len({tuple(images) for images in passes[0].values() if len(images) == 5}) > 1  # reshuffled
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (0.9, 0.1), (3, 1, 4, 1, 5), (1e-4, 1.0)])
+def test_every_block_holds_the_shares_and_draws_follow_without_gap(weights: tuple[float, ...]) -> None:
+    sampler = MixtureSampler([7] * len(weights), weights, seed=1)
+    block = MixtureSampler.BLOCK
+    first = [sampler.source_at(p) for p in range(block)]
+    for source, weight in enumerate(weights):
+        draws = sorted(draw for which, draw in first if which == source)
+        assert draws == list(range(len(draws)))
+        assert abs(len(draws) - block * weight / sum(weights)) <= 1
+        later = {draw for which, draw in (sampler.source_at(p) for p in range(block, block + 500)) if which == source}
+        assert all(
+            len(draws) <= draw < 2 * len(draws) for draw in later
+        )  # the second block goes on where the first ended
+
+
+def test_a_short_stretch_is_mixed_too() -> None:
+    share = sum(_sources(MixtureSampler((10, 10), (3, 1), seed=0), range(2000))) / 2000
+    assert abs(share - 0.25) < 4 * (0.25 * 0.75 / 2000) ** 0.5  # four standard deviations of independent draws
+
+
+def test_a_mixture_depends_on_seed_and_position_alone() -> None:
+    positions = [0, 65_535, 65_536, 10**12, 7]
+    first = [MixtureSampler((10**9, 3), (1, 2), seed=5).index_at(p) for p in positions]
+    sampler = MixtureSampler((10**9, 3), (100, 200), seed=5)  # weights have any unit
+    assert [sampler.index_at(p) for p in reversed(positions)] == first[::-1]
+    assert [MixtureSampler((10**9, 3), (1, 2), seed=6).index_at(p) for p in positions] != first
+
+
+@pytest.mark.parametrize(
+    "sizes, weights, message",
+    [
+        ((3, 3), (1,), "a weight for each source, got 1 for 2"),
+        ((), (), "a weight for each source"),
+        ((3, 3), (1, 0), r"positive numbers, got \[1, 0\]"),
+        ((3, 3), (1, float("nan")), "positive numbers"),
+        ((3, 3), (1, 1e-9), r"less than 1 / 65536 of all"),
+        ((3, 0), (1, 1), "at least one image"),
+    ],
+)
+def test_wrong_mixtures_are_refused(sizes: tuple[int, ...], weights: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixtureSampler(sizes, weights, seed=0)

@@ -1,0 +1,156 @@
+"""Images that a file lists."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from dinoengine.data.catalog import DATASET_REGISTRY
+from dinoengine.data.dataset import ImageDataset
+from dinoengine.data.decode import read_image
+from dinoengine.data.path_table import PathTable
+from dinoengine.utils.registry import suggest
+
+_ENDINGS = (".txt", ".csv", ".parquet")
+_NUM_SHOWN = 5
+_NUM_THREADS = 16
+
+
+@DATASET_REGISTRY.register("list")
+class FileList(ImageDataset):
+    """``list:/p/files.txt``, ``list:/p/files.csv[:path=file][:label=class]``, ``list:/p/files.parquet[:...]``.
+
+    A text file has one path per line. Of a table the column ``path`` is read, or the one that is named, and ``label`` if
+    there is one: a text or number per image. Relative paths are relative to the folder of the file, or to ``root``.
+    """
+
+    def __init__(self, file: str, path: str = "path", label: str = "", root: str = "", check: bool = True) -> None:
+        """
+        Args:
+            path, label: columns of a table; ``label`` empty: the column "label" if there is one.
+            check: see now that every file is there; False: one that is not is a bad image when its turn comes.
+
+        Raises:
+            FileNotFoundError: if the list or an image is missing; says how many and the first five.
+            ValueError: if the list has another ending, no such column, no entry, an empty path or label, or pyarrow is
+                missing.
+        """
+        self.file = os.path.abspath(os.path.expanduser(file))
+        ending = os.path.splitext(self.file)[1].lower()
+        if ending not in _ENDINGS:
+            raise ValueError(f"A list of images ends with {', '.join(_ENDINGS)}; got {file!r}.")
+        if not os.path.isfile(self.file):
+            raise FileNotFoundError(f"The list of images {self.file} does not exist.")
+        if ending == ".txt":
+            if label or path != "path":
+                raise ValueError(
+                    f"{self.file} is a text with one path per line; path= and label= name columns of a table."
+                )
+            paths, labels = _lines(self.file), None
+        else:
+            read = _read_csv if ending == ".csv" else _read_parquet
+            paths, labels = _columns(self.file, read(self.file), path, label)
+        if not paths:
+            raise ValueError(f"{self.file} lists no image.")
+        self.root = os.path.abspath(os.path.expanduser(root)) if root else os.path.dirname(self.file)
+        self._labels: np.ndarray | None = None
+        if labels is not None:
+            self.class_names = _in_order(set(labels))
+            number = {name: i for i, name in enumerate(self.class_names)}
+            self._labels = np.fromiter((number[name] for name in labels), dtype=np.int32, count=len(labels))
+        self._paths = PathTable.of(paths)
+        if check:
+            self._require_files(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.root, os.path.expanduser(self._paths[index]))
+
+    def load(self, index: int) -> Any:
+        """
+        Raises:
+            UnreadableImageError: if it is no image or cannot be read; names the path.
+        """
+        return read_image(self.path(index), self.max_image_pixels)
+
+    def label(self, index: int) -> int | None:
+        return None if self._labels is None else int(self._labels[index])
+
+    def describe(self, index: int) -> str:
+        return self.path(index)
+
+    def _require_files(self, paths: Sequence[str]) -> None:
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            full = [self.path(i) for i in range(len(paths))]
+            missing = [path for path, there in zip(full, threads.map(os.path.isfile, full), strict=True) if not there]
+        if missing:
+            shown = "\n".join(f"  {path}" for path in missing[:_NUM_SHOWN])
+            raise FileNotFoundError(
+                f"{len(missing)} of the {len(paths)} files that {self.file} lists are missing. Relative paths start at "
+                f"{self.root} (key root=); with check=false missing files count as bad images. The first of them:\n{shown}"
+            )
+
+
+def _lines(path: str) -> list[str]:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return [line for line in file.read().removeprefix("\ufeff").splitlines() if line.strip()]
+
+
+def _read_csv(path: str) -> dict[str, list[Any]]:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file)
+        head = [name.strip() for name in next(rows, [])]
+        columns: dict[str, list[Any]] = {name: [] for name in head}
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(head):
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: {len(row)} values, and there are {len(head)} columns: "
+                    f"{', '.join(head)}. Put a value with a comma in quotes."
+                )
+            for name, value in zip(head, row, strict=True):
+                columns[name].append(value)
+    return columns
+
+
+def _read_parquet(path: str) -> dict[str, list[Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError("Lists in parquet files need pyarrow: pip install 'dinoengine[parquet]'.") from error
+    try:
+        table = parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no parquet file that can be read: {error}.") from error
+    columns: dict[str, list[Any]] = table.to_pydict()
+    return columns
+
+
+def _columns(file: str, columns: dict[str, list[Any]], path: str, label: str) -> tuple[list[str], list[str] | None]:
+    """The paths, and the labels if there are any."""
+    label = label or ("label" if "label" in columns else "")
+    for key, name in (("path", path), ("label", label)):
+        if name and name not in columns:
+            raise ValueError(
+                f"{file} has no column {name!r}{suggest(name, list(columns))}; its columns are "
+                f"{', '.join(columns) or 'none'}. Name another with {key}=."
+            )
+    for name in filter(None, (path, label)):
+        if empty := [
+            row for row, value in enumerate(columns[name], start=1) if value is None or not str(value).strip()
+        ]:
+            raise ValueError(f"{file}: column {name!r} is empty in {len(empty)} row(s), the first of them {empty[0]}.")
+    return [str(value) for value in columns[path]], [str(v).strip() for v in columns[label]] if label else None
+
+
+def _in_order(names: set[str]) -> list[str]:
+    """Numbers by value, so that class 10 follows 9; other names by alphabet."""
+    return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else sorted(names)
