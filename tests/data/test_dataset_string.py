@@ -56,7 +56,7 @@ def test_every_path_has_a_quoted_and_a_json_form(path: str) -> None:
 def test_any_text_is_understood_or_refused_with_the_grammar(rest: str) -> None:
     problem = "Grammar: name["
     try:
-        assert arguments_for(f"folder:{rest}", folder)["root"]
+        assert isinstance(arguments_for(f"folder:{rest}", folder)["root"], str)
     except ValueError as error:
         problem = str(error)
     assert "Grammar: name[" in problem
