@@ -71,7 +71,9 @@ class Run:
 
     def __init__(self, output_dir: str, world_size: int, *words: str) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["dinoengine.engine.verify", "torchvision.transforms.functional", "PIL.Image", __name__])
+        # What every worker would import again, slowly.
+        imports = ["dinoengine.engine.verify", "torchvision.transforms.functional", "PIL.Image", __name__]
+        context.set_forkserver_preload(imports)
         port = _free_port()
         command = (*_RUN, "OUTPUT_DIR", output_dir, *words)
         self.log = output_dir + ".log"
