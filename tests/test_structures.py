@@ -116,4 +116,10 @@ def test_record_stream_reaches_every_tensor(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: seen.append((tuple(self.shape), stream)))
     ImageBatch(torch.zeros(2, 1, 4, 4), None, torch.arange(2)).record_stream("side")
     SSLBatch(torch.zeros(4, 1, 4, 4), torch.zeros(2, 1, 2, 2), None, torch.arange(2), 2, 1).record_stream("side")
-    assert seen == [((2, 1, 4, 4), "side"), ((2,), "side"), ((4, 1, 4, 4), "side"), ((2, 1, 2, 2), "side"), ((2,), "side")]
+    assert seen == [
+        ((2, 1, 4, 4), "side"),
+        ((2,), "side"),
+        ((4, 1, 4, 4), "side"),
+        ((2, 1, 2, 2), "side"),
+        ((2,), "side"),
+    ]
