@@ -173,18 +173,26 @@ def _pictures(
             groups = [[(mine, i), (other.dataset, j)] for i, j in list(pairs.items())[:_MOST_GROUPS]]
             parts += _section(f"{title}: here, and in the other dataset", groups)
     parts += _section("Exact duplicates", _members(mine, duplicates.exact_group))
-    # Groups of exact copies alone were shown above.
-    is_mixed = duplicates.near_group.copy()
-    for group in np.unique(is_mixed[is_mixed != NOT_IN_A_GROUP]).tolist():
-        contents = inspected.rows["content"][duplicates.near_group == group]
-        if len({content.tobytes() for content in contents}) == 1:
-            is_mixed[is_mixed == group] = NOT_IN_A_GROUP
-    parts += _section("Near duplicates", _members(mine, is_mixed))
+    parts += _section("Near duplicates", _members(mine, _without_exact_copies(duplicates)))
     for finding in found:
         if finding.name in (BLANK, TINY, HUGE) and len(finding.indices):
             some = finding.indices[:_MOST_PER_GROUP].tolist()
             parts += _section(finding.name.capitalize(), [[(mine, i) for i in some]])
     return parts
+
+
+def _without_exact_copies(duplicates: Duplicates) -> np.ndarray:
+    """``near_group`` without the groups whose members are all copies of one image."""
+    members = np.flatnonzero(duplicates.near_group != NOT_IN_A_GROUP)
+    near, exact = duplicates.near_group[members], duplicates.exact_group[members]
+    lowest = np.full(near.max(initial=0) + 1, exact.max(initial=0))
+    highest = np.full_like(lowest, NOT_IN_A_GROUP)
+    np.minimum.at(lowest, near, exact)
+    np.maximum.at(highest, near, exact)
+    is_one_image = (lowest == highest) & (lowest != NOT_IN_A_GROUP)
+    groups = duplicates.near_group.copy()
+    groups[members[is_one_image[near]]] = NOT_IN_A_GROUP
+    return groups
 
 
 def _members(dataset: ImageDataset, groups: np.ndarray) -> list[list[tuple[ImageDataset, int]]]:
