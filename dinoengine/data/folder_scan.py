@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -99,13 +100,22 @@ def _list(folder: str) -> _Listing:
         for entry in sorted(entries, key=lambda e: e.name):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 listing.folders.append(entry.path)
             elif is_image(entry.name):
                 listing.images.append(entry.path)
             else:
                 listing.others[os.path.splitext(entry.name)[1].lower()] += 1
     return listing
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # a link that leads to itself is as dead as one that leads nowhere
 
 
 def _naming(work: Callable[[str], Result]) -> Callable[[str], Result]:
