@@ -260,6 +260,13 @@ _C.DATASETS.TRAIN_WEIGHTS = ()
 _C.DATASETS.TEST = ()
 
 _C.DATALOADER = CN()
+# How often each image of DATASETS.TRAIN comes. "uniform": once per pass (of each entry, with TRAIN_WEIGHTS).
+# "class_balanced": every class equally often, its images in turn; needs labels. "weighted": by SAMPLE_WEIGHTS. The last two
+# need TRAIN_WEIGHTS (). Changes results.
+_C.DATALOADER.SAMPLER = "uniform"
+# With SAMPLER "weighted": a .npy file with a number >= 0, in any unit, for each image in the order of the dataset. In each
+# pass of as many positions as there are images, an image comes its share of them, rounded down or up. Changes results.
+_C.DATALOADER.SAMPLE_WEIGHTS = ""
 # Worker processes per training process; 0 loads in the main process. Does not change results.
 _C.DATALOADER.NUM_WORKERS = 4
 # Batches each worker prepares ahead, >= 1. Does not change results.

@@ -51,6 +51,16 @@ class ImageDataset(abc.ABC):
         """The label at ``index``, without decoding the image; None when there is none."""
         return None
 
+    def labels(self) -> np.ndarray:
+        """All labels, [images] whole numbers. Override it where they are an array: this asks for one after the other.
+
+        Raises:
+            ValueError: for a dataset without labels.
+        """
+        if self.class_names is None:
+            raise ValueError(f"{type(self).__name__} has no labels.")
+        return np.fromiter((self.label(i) for i in range(len(self))), dtype=np.int64, count=len(self))
+
     def multi_label(self, index: int) -> np.ndarray | None:
         """Which classes the image at ``index`` shows, without decoding it.
 
@@ -119,6 +129,9 @@ class ConcatImageDataset(ImageDataset):
     def label(self, index: int) -> int | None:
         dataset, inner = self._locate(index)
         return dataset.label(inner) if self.has_labels else None
+
+    def labels(self) -> np.ndarray:
+        return np.concatenate([dataset.labels() for dataset in self.datasets]) if self.has_labels else super().labels()
 
     def multi_label(self, index: int) -> np.ndarray | None:
         dataset, inner = self._locate(index)

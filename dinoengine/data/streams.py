@@ -10,7 +10,7 @@ from dinoengine.data.collate import CropSample, LabelledImage
 from dinoengine.data.dataset import DataError, ImageDataset
 from dinoengine.data.decode import UnreadableImageError, is_machine_fault
 from dinoengine.data.random_streams import CROPS, position_rng
-from dinoengine.data.samplers import MixtureSampler, TrainingSampler
+from dinoengine.data.samplers import PositionSampler
 from dinoengine.structures import BadImage
 from dinoengine.utils.env import hash_seed
 
@@ -30,7 +30,7 @@ class TrainingStream(Dataset[CropSample]):
     def __init__(
         self,
         dataset: ImageDataset,
-        sampler: TrainingSampler | MixtureSampler,
+        sampler: PositionSampler,
         augmentation: Any,
         seed: int,
         num_replacements: int = 0,

@@ -83,6 +83,9 @@ class FileList(ImageDataset):
     def label(self, index: int) -> int | None:
         return None if self._labels is None else int(self._labels[index])
 
+    def labels(self) -> np.ndarray:
+        return super().labels() if self._labels is None else self._labels
+
     def describe(self, index: int) -> str:
         return self.path(index)
 

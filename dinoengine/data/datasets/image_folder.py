@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.decode import read_image
@@ -36,6 +38,9 @@ class IndexedImages(ImageDataset):
 
     def label(self, index: int) -> int | None:
         return None if self.index.labels is None else int(self.index.labels[index])
+
+    def labels(self) -> np.ndarray:
+        return super().labels() if self.index.labels is None else self.index.labels
 
     def describe(self, index: int) -> str:
         return self.path(index)

@@ -53,7 +53,9 @@ class TarImages(ImageDataset):
             raise FileNotFoundError(f"{len(missing)} of {len(shards)} shards are missing. The first of them:\n{listed}")
         arrays = _index(shards)
         self._names = PathTable(arrays["names"], arrays["ends"])
-        self._shard_of, self._places, self.told = arrays["shard_of"], arrays["places"], arrays["labels"]
+        self._shard_of: np.ndarray = arrays["shard_of"]
+        self._places: np.ndarray = arrays["places"]
+        self.told: np.ndarray = arrays["labels"]
         if not len(self._names):
             raise ValueError(f"The {len(shards)} shard(s) hold no image, the first of them is {shards[0]}.")
 
@@ -92,6 +94,9 @@ class WebDataset(TarImages):
     def label(self, index: int) -> int | None:
         return None if self.class_names is None else int(self.told[index])
 
+    def labels(self) -> np.ndarray:
+        return super().labels() if self.class_names is None else self.told
+
 
 @DATASET_REGISTRY.register("ImageNet22k")
 class ImageNet22k(TarImages):
@@ -110,6 +115,9 @@ class ImageNet22k(TarImages):
 
     def label(self, index: int) -> int | None:
         return int(self._shard_of[index])
+
+    def labels(self) -> np.ndarray:
+        return self._shard_of
 
 
 def _matching(pattern: str) -> list[str]:
