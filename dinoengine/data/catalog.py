@@ -93,8 +93,8 @@ def build_dataset(text: str) -> ImageDataset:
     """The dataset that a string names.
 
     Raises:
-        ValueError: if the string does not fit the grammar or the dataset's parameters; shows both. If the dataset is empty, or
-            two of its classes have one name.
+        ValueError: if the string does not fit the grammar or the dataset's parameters; shows both. If the dataset is empty,
+            or two of its classes have one name.
         KeyError: for an unknown name; lists the known ones.
         FileNotFoundError: from the dataset, if its files are missing.
     """

@@ -79,7 +79,11 @@ class ImageDataset(abc.ABC):
         return None
 
     def path(self, index: int) -> str | None:
-        """The file that holds the image at ``index`` and nothing else; None where there is no such file."""
+        """The file (or its URL) that holds the image at ``index`` and nothing else; None where there is no such file."""
+        return None
+
+    def source(self, index: int) -> int | None:
+        """Which of several datasets that were put together the image at ``index`` is from; None for a single one."""
         return None
 
     def describe(self, index: int) -> str:
@@ -144,6 +148,9 @@ class ConcatImageDataset(ImageDataset):
     def path(self, index: int) -> str | None:
         dataset, inner = self._locate(index)
         return dataset.path(inner)
+
+    def source(self, index: int) -> int:
+        return bisect.bisect_right(self._ends, index)
 
     def describe(self, index: int) -> str:
         dataset, inner = self._locate(index)

@@ -15,6 +15,8 @@ GRAMMAR = (
     'sign in double quotes, folder:"/my: path", or all of it as JSON, {"name": "folder", "root": "/my: path"}'
 )
 _KEY = re.compile(r"[A-Za-z_]\w*")
+# The colons of a protocol and of a port belong to the value.
+_URL_START = re.compile(r"[A-Za-z][\w+.-]*://([^:/]*:\d+(?=[:/]|$))?")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPE = re.compile(r'\\(["\\])')
 
@@ -158,7 +160,9 @@ def _next_part(text: str, rest: str) -> tuple[Part, str, str]:
     start = key.end() + 1 if key and rest[key.end() : key.end() + 1] == "=" else 0
     name = rest[: start - 1] if start else None
     if rest[start : start + 1] != '"':
-        written, colon, after = rest.partition(":")
+        url = _URL_START.match(rest, start)
+        end = rest.find(":", url.end() if url else start)
+        written, colon, after = (rest, "", "") if end < 0 else (rest[:end], ":", rest[end + 1 :])
         return Part(written, name, written[start:], False), colon, after
     quoted = _QUOTED.match(rest, start)
     if quoted is None:

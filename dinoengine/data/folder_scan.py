@@ -75,6 +75,19 @@ def scan_folder(root: str) -> FolderScan:
     return FolderScan(sorted(path[start:] for path in paths), others, stamps)
 
 
+def scan_url(url: str) -> FolderScan:
+    """All images below a folder behind a URL, by the rules of ``scan_folder``; it has no stamps.
+
+    Raises:
+        ValueError, OSError: see ``url_handlers.files_below``.
+    """
+    from dinoengine.utils.url_handlers import files_below
+
+    shown = [path for path in files_below(url) if not any(part.startswith(".") for part in path.split("/"))]
+    others = Counter(os.path.splitext(path)[1].lower() for path in shown if not is_image(path))
+    return FolderScan(sorted(path for path in shown if is_image(path)), others, [])
+
+
 def unchanged(root: str, folders: Sequence[str], stamps: Sequence[int]) -> bool:
     """Whether each folder below ``root`` is there and last changed when its stamp says."""
     parts = [range(first, len(folders), _NUM_THREADS) for first in range(_NUM_THREADS)]

@@ -55,7 +55,7 @@ class TrainingStream(Dataset[CropSample]):
             global_crops, local_crops = self.augmentation(image, position_rng(self.seed, position, CROPS))
         except Exception as error:
             raise DataError(self._failed("Augmenting", index, position, error)) from error
-        return CropSample(position, index, global_crops, local_crops, bad_images)
+        return CropSample(position, index, global_crops, local_crops, bad_images, self.dataset.source(index))
 
     def index_at(self, position: int, attempt: int = 0) -> int:
         """Index of the image at a position, or of its replacement number ``attempt`` >= 1."""
@@ -110,4 +110,6 @@ class LabelledStream(Dataset[LabelledImage]):
                 "INPUT.AUGMENTATION SingleCrop."
             )
         label = self.dataset.label(sample.image_index)
-        return LabelledImage(sample.global_crops[0], label, sample.image_index, bad_images=sample.bad_images)
+        return LabelledImage(
+            sample.global_crops[0], label, sample.image_index, bad_images=sample.bad_images, source=sample.source
+        )

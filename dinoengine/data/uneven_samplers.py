@@ -1,4 +1,7 @@
-"""Streams in which images do not come equally often: classes do, or each image has a weight. Pure functions, as in ``samplers``."""
+"""Streams in which images do not come equally often: classes do, or each image has a weight.
+
+Pure functions of seed and position, as in ``samplers``.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ class ClassBalancedSampler:
     """An infinite stream in which every run of as many positions as there are classes contains each class once.
 
     The n-th draw from a class is the n-th image of that class's own stream, so each goes through all of its images,
-    reshuffled at every pass; those of a small class come more often. Looking up any position takes O(1) time. Memory: 4 bytes
-    per image (8 from 2**31 images on) that forked workers share, and a few hundred per class.
+    reshuffled at every pass; those of a small class come more often. Looking up any position takes O(1) time. Memory: 4
+    bytes per image (8 from 2**31 images on) that forked workers share, and a few hundred per class.
     """
 
     def __init__(self, labels: np.ndarray, seed: int) -> None:
@@ -52,8 +55,9 @@ class WeightedSampler:
 
     Of every run of ``size`` positions (a pass) image i takes ``size * weight[i] / sum of weights`` on average, and in each
     pass that number rounded down or up: systematic sampling (Madow, "On the Theory of Systematic Sampling, II", 1949) with
-    an offset of its own in every pass, in random order. Equal weights give every image once per pass. Looking up any position
-    takes O(log size) time, about 30 comparisons for 10**9 images. Memory: 8 bytes per image that forked workers share.
+    an offset of its own in every pass, in random order. Equal weights give every image once per pass. Looking up any
+    position takes O(log size) time, about 30 comparisons for 10**9 images. Memory: 8 bytes per image that forked workers
+    share.
     """
 
     def __init__(self, weights: np.ndarray, seed: int) -> None:
@@ -89,7 +93,9 @@ def read_sample_weights(path: str, num_images: int) -> np.ndarray:
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"DATALOADER.SAMPLE_WEIGHTS: there is no file {path}.")
-    expected = f"a file of numpy.save with a number for each of the {num_images} images of DATASETS.TRAIN, in their order"
+    expected = (
+        f"a file of numpy.save with a number for each of the {num_images} images of DATASETS.TRAIN, in their order"
+    )
     try:
         weights = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

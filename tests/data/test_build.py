@@ -374,3 +374,25 @@ def test_images_come_as_often_as_a_file_says(tmp_path: Path) -> None:
     cfg.DATASETS.TRAIN = ("synthetic:num_images=12:size=20",)
     with pytest.raises(ValueError, match=r"each of the 12 images of DATASETS\.TRAIN.*holds int64 \[11\]"):
         build_train_loader(cfg)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_batch_says_which_entry_each_image_is_from(labelled: bool) -> None:
+    cfg = _cfg(
+        "DATASETS.TRAIN=('synthetic:num_images=5:num_classes=4:size=20', 'synthetic:num_images=3:num_classes=4:size=20:seed=1')"
+    )
+    if labelled:
+        cfg.merge_from_list(["MODEL.CLASSIFIER.NUM_CLASSES", 4, "INPUT.AUGMENTATION", "SingleCrop"])
+    loader = build_train_loader(cfg)
+    batch = next(iter(loader))
+    stream = loader.dataset.stream if labelled else loader.dataset
+    indices = [stream.index_at(p) for p in range(8)]
+    assert sorted(indices) == list(range(8))
+    assert batch.sources.tolist() == [int(i >= 5) for i in indices]
+    assert [part.sources.tolist() for part in batch.split(2)] == [
+        batch.sources[:4].tolist(),
+        batch.sources[4:].tolist(),
+    ]
+    cfg.DATASETS.TRAIN = ("synthetic:num_images=5:num_classes=4:size=20",)
+    alone = next(iter(build_train_loader(cfg)))
+    assert (alone.sources, alone.split(2)[1].sources) == (None, None)

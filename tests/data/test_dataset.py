@@ -158,3 +158,9 @@ def test_all_labels_at_once():
     for unlabelled in (Plain(), ConcatImageDataset([Plain(), cat_dog[0]])):
         with pytest.raises(ValueError, match="has no labels"):
             unlabelled.labels()
+
+
+def test_which_of_several_datasets_an_image_is_from():
+    joined = ConcatImageDataset([Numbered("a", 2), Numbered("b", 3)])
+    assert [joined.source(i) for i in range(5)] == [0, 0, 1, 1, 1]
+    assert Plain().source(0) is None

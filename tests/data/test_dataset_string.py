@@ -31,6 +31,10 @@ def open_ended(dataset: str, root: str = "", **options: Any) -> None: ...
         (r'folder:"C:\\photos\\"', {"root": "C:\\photos\\"}),
         ("folder:/my photos/日本 é", {"root": "/my photos/日本 é"}),
         ('folder:/a "b" c', {"root": '/a "b" c'}),  # a quote inside is a character
+        ("folder:root=http://h:80/a:number=3", {"root": "http://h:80/a", "number": 3}),
+        ("folder:number=3:root=s3://b", {"root": "s3://b", "number": 3}),
+        ("folder:root=http://h:80:text=t", {"root": "http://h:80", "text": "t"}),
+        ("folder:http://h:80/a=b:c:number=3", {"root": "http://h:80/a=b:c", "number": 3}),
         ('folder:text="":root=/a', {"root": "/a", "text": ""}),
         ('{"name": "folder", "root": "/my: path=x\\n", "number": 3, "share": 1, "flag": true}',
          {"root": "/my: path=x\n", "number": 3, "share": 1.0, "flag": True}),

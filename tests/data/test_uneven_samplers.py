@@ -35,7 +35,7 @@ def test_images_of_a_class_take_turns() -> None:
     for label, size in ((0, 8), (1, 2), (3, 2)):
         drawn = [i for i in indices if LABELS[i] == label]
         passes = [drawn[i : i + size] for i in range(0, len(drawn), size)]
-        assert all(sorted(one) == np.flatnonzero(LABELS == label).tolist() for one in passes)
+        assert all(sorted(one) == np.flatnonzero(label == LABELS).tolist() for one in passes)
         assert len({tuple(one) for one in passes}) > 1
 
 
