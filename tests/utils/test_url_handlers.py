@@ -141,7 +141,7 @@ def test_http_cannot_list() -> None:
 
 
 def test_a_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert local_folder("~/x") == "/home/me/x"
+    monkeypatch.setenv("HOME", "/data/me")
+    assert local_folder("~/x") == "/data/me/x"
     with pytest.raises(ValueError, match=r"s3://b is a URL, and this dataset reads folders of this machine"):
         local_folder("s3://b")
