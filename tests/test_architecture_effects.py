@@ -191,6 +191,7 @@ TESTED_ELSEWHERE = {
     "MODEL.DINO_HEAD.NAME": "a name; registries",
     "INPUT.AUGMENTATION": "a name; test_docs trains another",
     "INPUT.AUGMENTATION_BACKEND": "data/test_crop_backends; needs OpenCV",
+    "INPUT.REDUCED_DECODE": "data/test_reduced_decode; needs OpenCV and large files",
     "SOLVER.OPTIMIZER": "a name; test_docs trains another",
     "MODEL.DEVICE": "set-up, launch",
     "MODEL.WEIGHTS": "checkpoint",

@@ -108,6 +108,11 @@ RULES: tuple[Rule, ...] = (
         DEFINED,
         "the same crops, made by other code: pixels are rounded otherwise from the next iteration on",
     ),
+    Rule(
+        "INPUT.REDUCED_DECODE",
+        DEFINED,
+        "the same crops, of images decoded at another scale: pixels differ slightly from the next iteration on",
+    ),
     Rule("INPUT.CROP_RATIO", REFUSED, _DATA),
     Rule("INPUT.*_CROPS.*", REFUSED, _DATA),
     Rule("INPUT.*_PROB", REFUSED, _DATA),

@@ -310,6 +310,8 @@ def _check_training_data(cfg: CfgNode) -> Iterator[str]:
             f"DATASETS.TRAIN_WEIGHTS has a positive number for each of the {len(cfg.DATASETS.TRAIN)} entries of "
             f"DATASETS.TRAIN, or is empty; got {weights}."
         )
+    if cfg.INPUT.REDUCED_DECODE and cfg.INPUT.AUGMENTATION_BACKEND != "fast":
+        yield "INPUT.REDUCED_DECODE needs INPUT.AUGMENTATION_BACKEND fast: 'reference' is the published pipeline."
     sampler = cfg.DATALOADER.SAMPLER
     if weights and sampler != "uniform":
         yield f"DATASETS.TRAIN_WEIGHTS {weights} and DATALOADER.SAMPLER {sampler} both say how often images come; keep one."

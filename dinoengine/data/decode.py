@@ -28,6 +28,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
+from dinoengine.data.reduced_decode import reduce_before_loading
 from dinoengine.utils.file_io import is_url, read_bytes
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -186,6 +187,7 @@ def _decode(file: IO[bytes], max_pixels: int) -> Any:
             "bomb, unless the key should be higher"
         )
     turn = _orientation(image)
+    reduce_before_loading(image, turn in _SIDEWAYS)
     image.load()
     if refused := _REFUSED_MODES.get(image.mode):
         raise ValueError(refused)
