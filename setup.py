@@ -37,6 +37,8 @@ setup(
         "Pillow",
         "numpy",
         "PyYAML",
+        # URLs of other protocols than http; torch needs it, too
+        "fsspec",
         # weight files of Hugging Face
         "safetensors",
     ],
@@ -48,6 +50,8 @@ setup(
         "parquet": ["pyarrow"],
         # datasets named hf:...
         "hf": ["datasets"],
+        # files named s3://...
+        "s3": ["s3fs"],
         # Other libraries' models, to compare with
         "interop": ["timm", "transformers"],
         # tools/export_model.py --to onnx

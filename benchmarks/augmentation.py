@@ -5,9 +5,10 @@
     python benchmarks/augmentation.py --size 2000 1500 INPUT.LOCAL_CROPS.NUM 6
 
 Beside each other, in turns on the same files: the published pipeline, written with the classes of torchvision (its end,
-ToTensor and Normalize, included: what it is trained with), and INPUT.AUGMENTATION_BACKEND reference and fast. The files are
-random cut-outs of the two photographs that scikit-learn ships. Time is CPU time of one thread: other work on the machine
-disturbs it less than the clock. The parts are differences between runs with more and more operations.
+ToTensor and Normalize, included: what it is trained with), INPUT.AUGMENTATION_BACKEND reference and fast, and fast with
+INPUT.REDUCED_DECODE. The files are random cut-outs of the two photographs that scikit-learn ships. Time is CPU time of one
+thread: other work on the machine disturbs it less than the clock. The parts are differences between runs with more and more
+operations; --no-parts leaves them out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import MultiCrop
 from dinoengine.data.decode import read_image
 from dinoengine.data.random_streams import CROPS, position_rng
+from dinoengine.data.reduced_decode import asking
 from dinoengine.utils.env import collect_env_info
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,7 +99,9 @@ def our_pipeline(cfg: CfgNode, backend: str, overrides: list[object]) -> Pipelin
     augmentation = MultiCrop(own)
 
     def run(path: str, position: int) -> object:
-        return augmentation(read_image(path), position_rng(0, position, CROPS))
+        with asking(lambda size: augmentation.reduction(size, position_rng(0, position, CROPS))):
+            image = read_image(path)
+        return augmentation(image, position_rng(0, position, CROPS))
 
     return run
 
@@ -138,9 +142,8 @@ def _value(cfg: CfgNode, key: str) -> object:
     return cfg
 
 
-def crop_difference(cfg: CfgNode, paths: list[str]) -> float:
-    """Mean absolute difference of the crops of both backends, in levels of 0..255."""
-    pipelines = [our_pipeline(cfg, backend, []) for backend in ("reference", "fast")]
+def crop_difference(pipelines: list[Pipeline], paths: list[str]) -> float:
+    """Mean absolute difference of the crops of two pipelines, in levels of 0..255."""
     differences = []
     for position, path in enumerate(paths):
         crops = [[*views[0], *views[1]] for views in (pipeline(path, position) for pipeline in pipelines)]  # type: ignore
@@ -153,6 +156,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(500, 375), metavar=("W", "H"), help="of the JPEGs")
     parser.add_argument("--images", type=int, default=24, help="files, each once per turn")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--no-parts", action="store_true", help="do not measure where the time goes")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE")
     args = parser.parse_intermixed_args()
     torch.set_num_threads(1)
@@ -167,6 +171,7 @@ def main() -> None:
         )
         pipelines = {"published": published_pipeline(cfg)}
         pipelines |= {backend: our_pipeline(cfg, backend, []) for backend in ("reference", "fast")}
+        pipelines["reduced"] = our_pipeline(cfg, "fast", ["INPUT.REDUCED_DECODE", True])
         seconds = in_turns(pipelines, paths, args.turns)
         for name, times in seconds.items():
             ratios = [base / own for base, own in zip(seconds["published"], times, strict=True)]
@@ -174,7 +179,7 @@ def main() -> None:
                 f"{name:10s} {1 / statistics.median(times):7.1f} images/s per core, {statistics.median(ratios):.2f} times "
                 f"the published one ({min(ratios):.2f} to {max(ratios):.2f})"
             )
-        for backend in ("reference", "fast"):
+        for backend in () if args.no_parts else ("reference", "fast"):
             totals = in_turns(parts(cfg, backend), paths, args.turns)
             before = 0.0
             print(f"{backend}: CPU ms per image of each part")
@@ -182,7 +187,9 @@ def main() -> None:
                 now = min(times)
                 print(f"  {name:30s} {1000 * (now - before):6.2f}")
                 before = now
-        print(f"crops of the two backends differ by {crop_difference(cfg, paths):.3f} of 255 on average")
+        for one, other in (("reference", "fast"), ("fast", "reduced")):
+            difference = crop_difference([pipelines[one], pipelines[other]], paths)
+            print(f"crops of {one} and {other} differ by {difference:.3f} of 255 on average")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ class SSLBatch:
         num_local_views: L.
         targets: what ``StudentTeacher.split_batch`` attaches when a step runs in several micro-batches; None otherwise.
         bad_images: those that others of the batch as the loader made it have replaced.
+        sources: [B] int64, which entry of DATASETS.TRAIN each image is from; None if there is one.
     """
 
     global_crops: Tensor
@@ -86,6 +87,7 @@ class SSLBatch:
     num_local_views: int = 0
     targets: Any = None
     bad_images: tuple[BadImage, ...] = ()
+    sources: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images B (not of crops)."""
@@ -125,9 +127,12 @@ class SSLBatch:
             parts(self.local_crops, self.num_local_views),
             parts(self.masks, self.num_global_views),
             self.positions.chunk(num_parts),
+            parts(self.sources, 1),
             strict=True,
         )
-        return [replace(self, global_crops=g, local_crops=lo, masks=m, positions=p) for g, lo, m, p in columns]
+        return [
+            replace(self, global_crops=g, local_crops=lo, masks=m, positions=p, sources=s) for g, lo, m, p, s in columns
+        ]
 
 
 @dataclass
@@ -141,7 +146,7 @@ class ImageBatch:
         indices: [B] int64, index of each image in its dataset.
         masks: [B, H, W] uint8, the class of each pixel of the image, ``IGNORE`` where there is none; None for a dataset
             without masks.
-        bad_images: see ``SSLBatch``.
+        bad_images, sources: see ``SSLBatch``.
     """
 
     images: Tensor
@@ -149,6 +154,7 @@ class ImageBatch:
     indices: Tensor
     masks: Tensor | None = None
     bad_images: tuple[BadImage, ...] = ()
+    sources: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -176,8 +182,8 @@ class ImageBatch:
         def parts(t: Tensor | None) -> list[Any]:
             return [None] * num_parts if t is None else list(t.chunk(num_parts))
 
-        columns = zip(*map(parts, (self.images, self.labels, self.indices, self.masks)), strict=True)
-        return [replace(self, images=i, labels=la, indices=n, masks=m) for i, la, n, m in columns]
+        columns = zip(*map(parts, (self.images, self.labels, self.indices, self.masks, self.sources)), strict=True)
+        return [replace(self, images=i, labels=la, indices=n, masks=m, sources=s) for i, la, n, m, s in columns]
 
 
 def _require_divisible(num_images: int, num_parts: int) -> None:
@@ -234,10 +240,13 @@ class LossTerms:
     Attributes:
         terms: the objective, in a fixed order.
         metrics: diagnostics, scalar tensors without gradient; logged under their own name, never optimised.
+        per_image: [B] what each image adds, without gradient: ``total`` is their mean. None if the batch has no
+            ``sources``, by which the engine would log it, or the model does not say.
     """
 
     terms: list[LossTerm]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    per_image: Tensor | None = None
 
     def total(self) -> Tensor:
         """Sum of ``weight * value``, a scalar."""

@@ -342,6 +342,8 @@ def test_datasets_build_from_their_name_and_give_images(name: str, tmp_path: Pat
     image, label = dataset[len(dataset) - 1]
     assert min(image.size) > 0
     assert label is None or isinstance(label, int)
+    if dataset.class_names is not None:
+        assert dataset.labels().tolist() == [dataset.label(i) for i in range(len(dataset))]
 
 
 @pytest.mark.parametrize("name", AUGMENTATION_REGISTRY.names())

@@ -189,6 +189,10 @@ _C.INPUT.AUGMENTATION = "MultiCrop"
 # about a sixth of the time; pixels differ by rounding, by about 1 of 255 on average after a hue change
 # (docs/numerics.md). Changes results.
 _C.INPUT.AUGMENTATION_BACKEND = "reference"
+# With AUGMENTATION_BACKEND "fast": decode a JPEG at 1/2, 1/4 or 1/8 of its size if every crop is reduced by at least that
+# much anyhow. For photographs of 1 to 12 megapixels 1.6 to 6 times as fast; images of less than twice the largest crop are
+# decoded whole. Crops differ by about 1 of 255 on average (docs/numerics.md). Changes results.
+_C.INPUT.REDUCED_DECODE = False
 # Width over height of the cropped region, drawn log-uniformly. Changes results.
 _C.INPUT.CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
 
@@ -264,6 +268,13 @@ _C.DATASETS.QUARANTINE = ()
 _C.DATASETS.TEST = ()
 
 _C.DATALOADER = CN()
+# How often each image of DATASETS.TRAIN comes. "uniform": once per pass (of each entry, with TRAIN_WEIGHTS).
+# "class_balanced": every class equally often, its images in turn; needs labels. "weighted": by SAMPLE_WEIGHTS. The last two
+# need TRAIN_WEIGHTS (). Changes results.
+_C.DATALOADER.SAMPLER = "uniform"
+# With SAMPLER "weighted": a .npy file with a number >= 0, in any unit, for each image in the order of the dataset. In each
+# pass of as many positions as there are images, an image comes its share of them, rounded down or up. Changes results.
+_C.DATALOADER.SAMPLE_WEIGHTS = ""
 # Worker processes per training process; 0 loads in the main process. Does not change results.
 _C.DATALOADER.NUM_WORKERS = 4
 # Batches each worker prepares ahead, >= 1. Does not change results.

@@ -168,6 +168,7 @@ _NO_COUNTERPART = {
 }
 
 _PLACEHOLDER = "folder:/path/to/images"
+_DATASETS = ("ImageNet", "ImageNet22k")
 _DINOV3_GROUPS = {"gram", "hrft", "distillation", "multidistillation", "checkpointing"}
 
 
@@ -269,25 +270,15 @@ def _dropped(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
         else:
             yield key, f"no key of the published code{suggest(key, known)}; its value is {value!r}"
     dataset = given.get("train.dataset_path", _PUBLISHED["train.dataset_path"])
-    ours, rest = _dataset(dataset)
-    if ours == _PLACEHOLDER:
-        yield "train.dataset_path", f"{dataset!r} names no folder of images; set DATASETS.TRAIN"
-    elif rest:
-        kept = f"of it DATASETS.TRAIN keeps the folder {ours.removeprefix('folder:')}, root and split"
-        yield "train.dataset_path", f"{kept}; dropped: {', '.join(rest)}"
+    if _dataset(dataset) == _PLACEHOLDER:
+        yield "train.dataset_path", f"{dataset!r} names no folder (root=); set DATASETS.TRAIN"
 
 
-def _dataset(text: Any) -> tuple[str, list[str]]:
-    """The folder of ``ImageNet:split=TRAIN:root=/data:extra=/extra``, and the options that name no part of it.
-
-    ``extra`` is a folder of index files, which a folder of images does not need.
-    """
+def _dataset(text: Any) -> str:
+    """``ImageNet:split=TRAIN:root=/data:extra=/extra`` as it is; a placeholder for a string without root."""
     name, *pairs = str(text).split(":")
     options = dict(pair.partition("=")[::2] for pair in pairs)
-    if name != "ImageNet" or not options.get("root"):
-        return _PLACEHOLDER, []
-    folder = os.path.join(options.pop("root"), options.pop("split", "TRAIN").lower())
-    return f"folder:{folder}", [f"{key}={value}" for key, value in options.items()]
+    return str(text) if name in _DATASETS and options.get("root") else _PLACEHOLDER
 
 
 def _translate(values: dict[str, Any], num_gpus: int, problems: list[str]) -> Iterator[tuple[str, Any, str]]:
@@ -330,7 +321,7 @@ def _translate(values: dict[str, Any], num_gpus: int, problems: list[str]) -> It
         problems.append(f"{' and '.join(named)} both name weights; keep one.")
     for key in named:
         yield "MODEL.WEIGHTS", values[key], key
-    yield "DATASETS.TRAIN", [_dataset(values["train.dataset_path"])[0]], "train.dataset_path"
+    yield "DATASETS.TRAIN", [_dataset(values["train.dataset_path"])], "train.dataset_path"
 
 
 def _whole(value: Any, name: str, problems: list[str], factor: int = 1) -> int:

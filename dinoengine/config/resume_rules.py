@@ -108,6 +108,11 @@ RULES: tuple[Rule, ...] = (
         DEFINED,
         "the same crops, made by other code: pixels are rounded otherwise from the next iteration on",
     ),
+    Rule(
+        "INPUT.REDUCED_DECODE",
+        DEFINED,
+        "the same crops, of images decoded at another scale: pixels differ slightly from the next iteration on",
+    ),
     Rule("INPUT.CROP_RATIO", REFUSED, _DATA),
     Rule("INPUT.*_CROPS.*", REFUSED, _DATA),
     Rule("INPUT.*_PROB", REFUSED, _DATA),
@@ -118,6 +123,8 @@ RULES: tuple[Rule, ...] = (
     Rule("DATASETS.TRAIN", REFUSED, _DATA),
     Rule("DATASETS.TRAIN_WEIGHTS", REFUSED, _DATA),
     Rule("DATASETS.QUARANTINE", REFUSED, _DATA),
+    Rule("DATALOADER.SAMPLER", REFUSED, _DATA),
+    Rule("DATALOADER.SAMPLE_WEIGHTS", REFUSED, _DATA),
     Rule("DATALOADER.MAX_IMAGE_PIXELS", REFUSED, _DATA),  # which images are replaced
     Rule(
         "SOLVER.IMS_PER_BATCH",

@@ -99,6 +99,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L"),
     "INPUT.AUGMENTATION_BACKEND": ("reference", "fast"),
+    "DATALOADER.SAMPLER": ("uniform", "class_balanced", "weighted"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
     "SOLVER.CHECKPOINT_ON_ERROR": ("stop", "continue"),
@@ -308,6 +309,16 @@ def _check_training_data(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"DATASETS.TRAIN_WEIGHTS has a positive number for each of the {len(cfg.DATASETS.TRAIN)} entries of "
             f"DATASETS.TRAIN, or is empty; got {weights}."
+        )
+    if cfg.INPUT.REDUCED_DECODE and cfg.INPUT.AUGMENTATION_BACKEND != "fast":
+        yield "INPUT.REDUCED_DECODE needs INPUT.AUGMENTATION_BACKEND fast: 'reference' is the published pipeline."
+    sampler = cfg.DATALOADER.SAMPLER
+    if weights and sampler != "uniform":
+        yield f"DATASETS.TRAIN_WEIGHTS {weights} and DATALOADER.SAMPLER {sampler} both say how often images come; keep one."
+    if (sampler == "weighted") != bool(cfg.DATALOADER.SAMPLE_WEIGHTS):
+        yield (
+            "DATALOADER.SAMPLER weighted and the file DATALOADER.SAMPLE_WEIGHTS go together, got "
+            f"{sampler!r} and {cfg.DATALOADER.SAMPLE_WEIGHTS!r}."
         )
     if cfg.COLLAPSE_GUARD.ACTION == "rollback" and not cfg.SOLVER.CHECKPOINT_PERIOD:
         yield "COLLAPSE_GUARD.ACTION rollback needs checkpoints to go back to: set SOLVER.CHECKPOINT_PERIOD."

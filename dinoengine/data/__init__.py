@@ -28,6 +28,7 @@ from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, MixtureSampler, PositionBatches, TrainingSampler
 from dinoengine.data.single_crop import SingleCrop
 from dinoengine.data.streams import LabelledStream, TrainingStream
+from dinoengine.data.uneven_samplers import ClassBalancedSampler, WeightedSampler
 
 __all__ = [
     "AUGMENTATION_REGISTRY",
@@ -35,6 +36,7 @@ __all__ = [
     "VOC2007",
     "BlockMasking",
     "CenterCropTransform",
+    "ClassBalancedSampler",
     "ConcatImageDataset",
     "DataError",
     "DatasetCatalog",
@@ -62,6 +64,7 @@ __all__ = [
     "TrainingStream",
     "UnreadableImageError",
     "WebDataset",
+    "WeightedSampler",
     "build_dataset",
     "build_datasets",
     "build_mask_train_loader",

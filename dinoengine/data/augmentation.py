@@ -18,6 +18,7 @@ from dinoengine.config import CfgNode, configurable
 from dinoengine.data.crop_backends import checked_backend, render_crops
 from dinoengine.data.crop_recipe import CropRecipe, pil_to_tensor
 from dinoengine.data.decode import to_format
+from dinoengine.data.reduced_decode import largest_factor, scaled, whole_size
 from dinoengine.utils.registry import Registry
 
 AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
@@ -80,6 +81,7 @@ class MultiCrop:
         blur_sigma: tuple[float, float],
         solarize_threshold: int,
         backend: str = "reference",
+        reduced_decode: bool = False,
     ) -> None:
         """
         Args:
@@ -88,6 +90,7 @@ class MultiCrop:
             crop_ratio: width over height of the crop, log-uniform.
             blur_kernel, blur_sigma: in pixels of the crop.
             backend: what follows the recipes; see ``crop_backends``.
+            reduced_decode: see ``reduced_decode``.
         """
         self.image_format = image_format
         self.global_views = global_views
@@ -101,6 +104,7 @@ class MultiCrop:
         self.blur_sigma = blur_sigma
         self.solarize_threshold = solarize_threshold
         self.backend = checked_backend(backend)
+        self.reduced_decode = reduced_decode
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -126,14 +130,28 @@ class MultiCrop:
             "blur_sigma": inp.BLUR.SIGMA_PX,
             "solarize_threshold": inp.SOLARIZE.THRESHOLD,
             "backend": inp.AUGMENTATION_BACKEND,
+            "reduced_decode": inp.REDUCED_DECODE,
         }
 
     def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
         """(global crops, local crops), uint8 tensors [C, rows, columns]."""
+        size, factor = whole_size(image)
         image = to_format(image, self.image_format)
-        crops = render_crops(image, self.recipes((image.height, image.width), rng), self.backend)
+        recipes = self.recipes(size, rng)
+        if factor > 1:
+            recipes = [scaled(recipe, factor, (image.height, image.width)) for recipe in recipes]
+        crops = render_crops(image, recipes, self.backend)
         num_global = len(self.global_views)
         return crops[:num_global], crops[num_global:]
+
+    def reduction(self, size: tuple[int, int], rng: np.random.Generator) -> int:
+        """By what an image of ``size`` may be reduced before it comes here with the same ``rng``: 1, 2, 4 or 8."""
+        largest = max(self.global_views[0].size[0], self.global_views[0].size[1])
+        if (
+            not self.reduced_decode or min(size) < 2 * largest
+        ):  # most images are not large enough: draw nothing for them
+            return 1
+        return largest_factor(self.recipes(size, rng))
 
     def recipes(self, size: tuple[int, int], rng: np.random.Generator) -> list[CropRecipe]:
         """What is done to an image of ``size`` (rows, columns): for the global views, then the local ones."""

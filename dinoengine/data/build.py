@@ -17,8 +17,15 @@ from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset,
 from dinoengine.data.mask_crops import MaskCrop, MaskStream
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.quarantine import without_quarantined
-from dinoengine.data.samplers import InferenceSampler, MixtureSampler, PositionBatches, TrainingSampler
+from dinoengine.data.samplers import (
+    InferenceSampler,
+    MixtureSampler,
+    PositionBatches,
+    PositionSampler,
+    TrainingSampler,
+)
 from dinoengine.data.streams import NUM_REPLACEMENTS, LabelledStream, TrainingStream
+from dinoengine.data.uneven_samplers import ClassBalancedSampler, WeightedSampler, read_sample_weights
 from dinoengine.utils import comm
 
 
@@ -102,7 +109,16 @@ def build_train_loader(
     )
 
 
-def _training_sampler(cfg: CfgNode, dataset: ImageDataset) -> TrainingSampler | MixtureSampler:
+def _training_sampler(cfg: CfgNode, dataset: ImageDataset) -> PositionSampler:
+    if cfg.DATALOADER.SAMPLER == "class_balanced":
+        if dataset.class_names is None:
+            raise ValueError(
+                f"DATALOADER.SAMPLER class_balanced needs labels, and DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} has none "
+                "(several datasets have labels together only if they have the same classes)."
+            )
+        return ClassBalancedSampler(dataset.labels(), cfg.SEED)
+    if cfg.DATALOADER.SAMPLER == "weighted":
+        return WeightedSampler(read_sample_weights(cfg.DATALOADER.SAMPLE_WEIGHTS, len(dataset)), cfg.SEED)
     weights = cfg.DATASETS.TRAIN_WEIGHTS
     if not weights or not isinstance(dataset, ConcatImageDataset):
         return TrainingSampler(len(dataset), cfg.SEED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -92,10 +93,25 @@ def build_dataset(text: str) -> ImageDataset:
     """The dataset that a string names.
 
     Raises:
-        ValueError: if the string does not fit the grammar or the dataset's parameters; shows both.
+        ValueError: if the string does not fit the grammar or the dataset's parameters; shows both. If the dataset is empty,
+            or two of its classes have one name.
         KeyError: for an unknown name; lists the known ones.
         FileNotFoundError: from the dataset, if its files are missing.
     """
+    dataset = _make(text)
+    if not len(dataset):
+        raise ValueError(f"Dataset {text!r} holds no image.")
+    for names in (dataset.class_names, dataset.multi_label_class_names, dataset.mask_class_names):
+        if names is not None and len(set(names)) < len(names):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            raise ValueError(
+                f"Dataset {text!r} has {len(names)} classes, and {len(twice)} name(s) stand for more than one of them: "
+                f"{', '.join(map(repr, twice[:5]))}. Classes of different sets are matched by name; give each its own."
+            )
+    return dataset
+
+
+def _make(text: str) -> ImageDataset:
     if text in DatasetCatalog:
         return DatasetCatalog.get(text)
     name = parse(text).name

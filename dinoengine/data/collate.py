@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,25 +15,27 @@ from dinoengine.structures import BadImage, ImageBatch, SSLBatch
 
 class CropSample(NamedTuple):
     """The crops of one image: G tensors [C, H, W] and L tensors [C, h, w], its position in the stream, its index in the
-    dataset, and the images it replaces."""
+    dataset, the images it replaces, and which entry of DATASETS.TRAIN it is from if there are several."""
 
     position: int
     image_index: int
     global_crops: list[Tensor]
     local_crops: list[Tensor]
     bad_images: tuple[BadImage, ...] = ()
+    source: int | None = None
 
 
 @dataclass
 class LabelledImage:
     """One crop of an image [C, H, W], its label (None without labels), its index in the dataset, its mask [H, W] if any,
-    and the images it replaces."""
+    the images it replaces, and which entry of DATASETS.TRAIN it is from if there are several."""
 
     image: Tensor
     label: int | None
     index: int
     mask: Tensor | None = None
     bad_images: tuple[BadImage, ...] = ()
+    source: int | None = None
 
 
 class SSLCollate:
@@ -65,6 +68,7 @@ class SSLCollate:
             num_global_views=num_global,
             num_local_views=num_local,
             bad_images=tuple(bad for s in samples for bad in s.bad_images),
+            sources=_sources(samples),
         )
 
 
@@ -79,4 +83,10 @@ def collate_images(samples: list[LabelledImage]) -> ImageBatch:
         indices=torch.tensor([s.index for s in samples], dtype=torch.int64),
         masks=torch.stack(masks) if len(masks) == len(samples) else None,
         bad_images=tuple(bad for s in samples for bad in s.bad_images),
+        sources=_sources(samples),
     )
+
+
+def _sources(samples: Sequence[CropSample | LabelledImage]) -> torch.Tensor | None:
+    sources = [s.source for s in samples if s.source is not None]
+    return torch.tensor(sources, dtype=torch.int64) if len(sources) == len(samples) else None

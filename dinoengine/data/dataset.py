@@ -51,6 +51,16 @@ class ImageDataset(abc.ABC):
         """The label at ``index``, without decoding the image; None when there is none."""
         return None
 
+    def labels(self) -> np.ndarray:
+        """All labels, [images] whole numbers. Override it where they are an array: this asks for one after the other.
+
+        Raises:
+            ValueError: for a dataset without labels.
+        """
+        if self.class_names is None:
+            raise ValueError(f"{type(self).__name__} has no labels.")
+        return np.fromiter((self.label(i) for i in range(len(self))), dtype=np.int64, count=len(self))
+
     def multi_label(self, index: int) -> np.ndarray | None:
         """Which classes the image at ``index`` shows, without decoding it.
 
@@ -69,7 +79,11 @@ class ImageDataset(abc.ABC):
         return None
 
     def path(self, index: int) -> str | None:
-        """The file that holds the image at ``index`` and nothing else; None where there is no such file."""
+        """The file (or its URL) that holds the image at ``index`` and nothing else; None where there is no such file."""
+        return None
+
+    def source(self, index: int) -> int | None:
+        """Which of several datasets that were put together the image at ``index`` is from; None for a single one."""
         return None
 
     def describe(self, index: int) -> str:
@@ -120,6 +134,9 @@ class ConcatImageDataset(ImageDataset):
         dataset, inner = self._locate(index)
         return dataset.label(inner) if self.has_labels else None
 
+    def labels(self) -> np.ndarray:
+        return np.concatenate([dataset.labels() for dataset in self.datasets]) if self.has_labels else super().labels()
+
     def multi_label(self, index: int) -> np.ndarray | None:
         dataset, inner = self._locate(index)
         return dataset.multi_label(inner) if self.multi_label_class_names is not None else None
@@ -131,6 +148,9 @@ class ConcatImageDataset(ImageDataset):
     def path(self, index: int) -> str | None:
         dataset, inner = self._locate(index)
         return dataset.path(inner)
+
+    def source(self, index: int) -> int:
+        return bisect.bisect_right(self._ends, index)
 
     def describe(self, index: int) -> str:
         dataset, inner = self._locate(index)

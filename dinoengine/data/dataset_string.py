@@ -15,6 +15,8 @@ GRAMMAR = (
     'sign in double quotes, folder:"/my: path", or all of it as JSON, {"name": "folder", "root": "/my: path"}'
 )
 _KEY = re.compile(r"[A-Za-z_]\w*")
+# The colons of a protocol and of a port belong to the value.
+_URL_START = re.compile(r"[A-Za-z][\w+.-]*://([^:/]*:\d+(?=[:/]|$))?")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPE = re.compile(r'\\(["\\])')
 
@@ -75,7 +77,8 @@ def arguments_for(text: str, builder: Callable[..., Any]) -> dict[str, Any]:
             if not parameters.takes(key):
                 raise parameters.not_understood(text, key, key)
         arguments = {key: parameters.typed(text, key, value) for key, value in parsed.values.items()}
-    if missing := [name for name in parameters.required if name not in arguments]:
+    # An empty text for what must be given, a path above all, would mean the current folder to the file system.
+    if missing := [name for name in parameters.required if arguments.get(name, "") == ""]:
         raise ValueError(f"Dataset {text!r} needs {', '.join(missing)}. Grammar: {GRAMMAR}.")
     return arguments
 
@@ -99,7 +102,9 @@ def converted(text: str, key: str, value: Any, kind: Any) -> Any:
             return {"true": True, "false": False}[value.lower()]
         return kind(value)
     except (ValueError, KeyError):
-        raise ValueError(f"Dataset {text!r}: {key} must be {kind.__name__}, got {value!r}.") from None
+        raise ValueError(
+            f"Dataset {text!r}: {key} must be {kind.__name__}, got {value!r}. Grammar: {GRAMMAR}."
+        ) from None
 
 
 class _Parameters:
@@ -132,7 +137,7 @@ def _from_parts(text: str, parts: tuple[Part, ...], parameters: _Parameters) -> 
         part = left.pop()
         assert part.key is not None
         if part.key in arguments:
-            raise ValueError(f"Dataset {text!r} gives {part.key!r} twice.")
+            raise ValueError(f"Dataset {text!r} gives {part.key!r} twice. Grammar: {GRAMMAR}.")
         arguments[part.key] = parameters.typed(text, part.key, part.value)
     argument = left[0].value if len(left) == 1 and left[0].quoted else ":".join(part.text for part in left)
     if not left or (not argument and not left[0].quoted):
@@ -155,7 +160,9 @@ def _next_part(text: str, rest: str) -> tuple[Part, str, str]:
     start = key.end() + 1 if key and rest[key.end() : key.end() + 1] == "=" else 0
     name = rest[: start - 1] if start else None
     if rest[start : start + 1] != '"':
-        written, colon, after = rest.partition(":")
+        url = _URL_START.match(rest, start)
+        end = rest.find(":", url.end() if url else start)
+        written, colon, after = (rest, "", "") if end < 0 else (rest[:end], ":", rest[end + 1 :])
         return Part(written, name, written[start:], False), colon, after
     quoted = _QUOTED.match(rest, start)
     if quoted is None:

@@ -28,6 +28,9 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
+from dinoengine.data.reduced_decode import reduce_before_loading
+from dinoengine.utils.file_io import is_url, read_bytes
+
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Pillow's own bound, above which it refuses to open a file whatever we say.
 MAX_IMAGE_PIXELS = 178_956_970
@@ -62,7 +65,7 @@ class UnreadableImageError(OSError):
 
 
 def read_image(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Any:
-    """The image in a file as a ``PIL.Image`` in its own mode, upright.
+    """The image in a file, or behind a URL, as a ``PIL.Image`` in its own mode, upright.
 
     Args:
         max_pixels: images of more are refused by their header, before anything is decoded.
@@ -72,6 +75,8 @@ def read_image(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Any:
             a kind that is not read.
         MemoryError, OSError: if this process ran out of memory or file descriptors, which is no fault of the file.
     """
+    if is_url(path):
+        return read_image_bytes(_behind_url(path), path, max_pixels)
     return _with_file(path, lambda file: _decode(file, max_pixels))
 
 
@@ -131,6 +136,15 @@ def to_format(image: Any, image_format: str) -> Any:
     return image.convert(image_format)
 
 
+def _behind_url(url: str) -> bytes:
+    try:
+        return read_bytes(url)
+    except Exception as error:  # what a file system of fsspec raises is its own affair
+        if is_machine_fault(error):
+            raise
+        raise UnreadableImageError(url, _cause(error)) from error
+
+
 def _with_file(path: str, use: Callable[[IO[bytes]], Result]) -> Result:
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for somebody to write into it.
@@ -173,6 +187,7 @@ def _decode(file: IO[bytes], max_pixels: int) -> Any:
             "bomb, unless the key should be higher"
         )
     turn = _orientation(image)
+    reduce_before_loading(image, turn in _SIDEWAYS)
     image.load()
     if refused := _REFUSED_MODES.get(image.mode):
         raise ValueError(refused)

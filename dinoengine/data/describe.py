@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dinoengine.structures import ImageBatch, SSLBatch
 
+_SOURCES = "[B] entry of DATASETS.TRAIN that each image is from"
 # Letters as in structures.py.
 _MEANINGS: dict[type, dict[str, str]] = {
     SSLBatch: {
@@ -16,12 +17,14 @@ _MEANINGS: dict[type, dict[str, str]] = {
         "local_crops": "[L*B, C, h, w] local views, in the same order",
         "masks": "[G*B, N] patches of the global views that the student sees as mask token",
         "positions": "[B] position of each image in the sample stream",
+        "sources": _SOURCES,
     },
     ImageBatch: {
         "images": "[B, C, H, W] one crop of each image",
         "labels": "[B] class of each image",
         "indices": "[B] index of each image in its dataset",
         "masks": "[B, H, W] class of each pixel, 255 where there is none",
+        "sources": _SOURCES,
     },
 }
 _ABSENT: dict[type, dict[str, str]] = {

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from dinoengine.data.array_file import ArrayFile, read_arrays, write_arrays
-from dinoengine.data.folder_scan import EXTENSIONS, FolderScan, scan_folder, unchanged
+from dinoengine.data.folder_scan import EXTENSIONS, FolderScan, scan_folder, scan_url, unchanged
 from dinoengine.data.path_table import PathTable
+from dinoengine.utils.file_io import is_url
 
 # Smaller folders are scanned each time: that takes about as long as seeing whether their index is still true.
 MIN_IMAGES = 10_000
@@ -85,7 +86,7 @@ def index_folder(root: str, *, cached: bool = True, keep_in: str = "", min_image
     none, one scans and the others wait for it.
 
     Args:
-        root: absolute.
+        root: absolute, or a URL, of which no index is kept: it has no times that would tell of a change.
         cached: False: neither read nor write an index.
         keep_in: file of the index; empty: one in ``cache_folder()``. A file that cannot be written is kept there, too.
         min_images: of fewer no index is kept.
@@ -94,7 +95,7 @@ def index_folder(root: str, *, cached: bool = True, keep_in: str = "", min_image
         NoImagesError: if there is no image.
         OSError: if a folder cannot be listed.
     """
-    if not cached:
+    if not cached or is_url(root):
         return _in_memory(root, _scan(root))
     in_cache = os.path.join(cache_folder(), "index", f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.index")
     places = [place for place in (keep_in, in_cache) if place]
@@ -125,7 +126,7 @@ def cache_folder() -> str:
 
 
 def _scan(root: str) -> FolderScan:
-    scan = scan_folder(root)
+    scan = scan_url(root) if is_url(root) else scan_folder(root)
     if not scan.paths:
         raise NoImagesError(root, scan.others)
     return scan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -74,6 +75,19 @@ def scan_folder(root: str) -> FolderScan:
     return FolderScan(sorted(path[start:] for path in paths), others, stamps)
 
 
+def scan_url(url: str) -> FolderScan:
+    """All images below a folder behind a URL, by the rules of ``scan_folder``; it has no stamps.
+
+    Raises:
+        ValueError, OSError: see ``url_handlers.files_below``.
+    """
+    from dinoengine.utils.url_handlers import files_below
+
+    shown = [path for path in files_below(url) if not any(part.startswith(".") for part in path.split("/"))]
+    others = Counter(os.path.splitext(path)[1].lower() for path in shown if not is_image(path))
+    return FolderScan(sorted(path for path in shown if is_image(path)), others, [])
+
+
 def unchanged(root: str, folders: Sequence[str], stamps: Sequence[int]) -> bool:
     """Whether each folder below ``root`` is there and last changed when its stamp says."""
     parts = [range(first, len(folders), _NUM_THREADS) for first in range(_NUM_THREADS)]
@@ -99,13 +113,22 @@ def _list(folder: str) -> _Listing:
         for entry in sorted(entries, key=lambda e: e.name):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 listing.folders.append(entry.path)
             elif is_image(entry.name):
                 listing.images.append(entry.path)
             else:
                 listing.others[os.path.splitext(entry.name)[1].lower()] += 1
     return listing
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # a link that leads to itself is as dead as one that leads nowhere
 
 
 def _naming(work: Callable[[str], Result]) -> Callable[[str], Result]:

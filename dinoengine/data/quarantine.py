@@ -53,6 +53,12 @@ class RemainingImages(ImageDataset):
     def label(self, index: int) -> int | None:
         return self.dataset.label(self.source_index(index))
 
+    def labels(self) -> np.ndarray:
+        return np.delete(self.dataset.labels(), self._in_front + np.arange(len(self._in_front)))
+
+    def source(self, index: int) -> int | None:
+        return self.dataset.source(self.source_index(index))
+
     def multi_label(self, index: int) -> np.ndarray | None:
         return self.dataset.multi_label(self.source_index(index))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -14,6 +15,14 @@ from dinoengine.utils.env import hash_seed
 _MASK64 = (1 << 64) - 1
 _NUM_ROUNDS = 6
 _MIXTURE, _SOURCE = 0x313C, 0x50C3
+
+
+class PositionSampler(Protocol):
+    """Which image stands at which position of a stream; ``size``: positions among which a bad image finds a replacement."""
+
+    size: int
+
+    def index_at(self, position: int) -> int: ...
 
 
 class TrainingSampler:

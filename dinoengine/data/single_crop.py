@@ -12,6 +12,7 @@ from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, draw_crop_box
 from dinoengine.data.crop_backends import checked_backend, render_crops
 from dinoengine.data.crop_recipe import CropRecipe
 from dinoengine.data.decode import to_format
+from dinoengine.data.reduced_decode import largest_factor, scaled, whole_size
 
 
 @AUGMENTATION_REGISTRY.register()
@@ -28,6 +29,7 @@ class SingleCrop:
         crop_ratio: tuple[float, float],
         hflip_prob: float,
         backend: str = "reference",
+        reduced_decode: bool = False,
     ) -> None:
         """
         Args:
@@ -36,6 +38,7 @@ class SingleCrop:
             scale: smallest and largest share of the image area.
             crop_ratio: width over height of the crop, log-uniform.
             backend: see ``crop_backends``.
+            reduced_decode: see ``reduced_decode``.
         """
         self.image_format = image_format
         self.size = size
@@ -43,6 +46,7 @@ class SingleCrop:
         self.crop_ratio = crop_ratio
         self.hflip_prob = hflip_prob
         self.backend = checked_backend(backend)
+        self.reduced_decode = reduced_decode
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -54,11 +58,22 @@ class SingleCrop:
             "crop_ratio": cfg.INPUT.CROP_RATIO,
             "hflip_prob": cfg.INPUT.HFLIP_PROB,
             "backend": cfg.INPUT.AUGMENTATION_BACKEND,
+            "reduced_decode": cfg.INPUT.REDUCED_DECODE,
         }
 
     def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
         """([one uint8 tensor [C, rows, columns]], [])."""
+        size, factor = whole_size(image)
         image = to_format(image, self.image_format)
-        box = draw_crop_box((image.height, image.width), self.scale, self.crop_ratio, rng)
-        recipe = CropRecipe(box, self.size, flip=rng.random() < self.hflip_prob)
+        recipe = self._recipe(size, rng)
+        if factor > 1:
+            recipe = scaled(recipe, factor, (image.height, image.width))
         return render_crops(image, [recipe], self.backend), []
+
+    def reduction(self, size: tuple[int, int], rng: np.random.Generator) -> int:
+        """See ``MultiCrop.reduction``."""
+        return largest_factor([self._recipe(size, rng)]) if self.reduced_decode else 1
+
+    def _recipe(self, size: tuple[int, int], rng: np.random.Generator) -> CropRecipe:
+        box = draw_crop_box(size, self.scale, self.crop_ratio, rng)
+        return CropRecipe(box, self.size, flip=rng.random() < self.hflip_prob)

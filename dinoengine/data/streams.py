@@ -10,7 +10,8 @@ from dinoengine.data.collate import CropSample, LabelledImage
 from dinoengine.data.dataset import DataError, ImageDataset
 from dinoengine.data.decode import UnreadableImageError, is_machine_fault
 from dinoengine.data.random_streams import CROPS, position_rng
-from dinoengine.data.samplers import MixtureSampler, TrainingSampler
+from dinoengine.data.reduced_decode import asking
+from dinoengine.data.samplers import PositionSampler
 from dinoengine.structures import BadImage
 from dinoengine.utils.env import hash_seed
 
@@ -30,7 +31,7 @@ class TrainingStream(Dataset[CropSample]):
     def __init__(
         self,
         dataset: ImageDataset,
-        sampler: TrainingSampler | MixtureSampler,
+        sampler: PositionSampler,
         augmentation: Any,
         seed: int,
         num_replacements: int = 0,
@@ -55,7 +56,7 @@ class TrainingStream(Dataset[CropSample]):
             global_crops, local_crops = self.augmentation(image, position_rng(self.seed, position, CROPS))
         except Exception as error:
             raise DataError(self._failed("Augmenting", index, position, error)) from error
-        return CropSample(position, index, global_crops, local_crops, bad_images)
+        return CropSample(position, index, global_crops, local_crops, bad_images, self.dataset.source(index))
 
     def index_at(self, position: int, attempt: int = 0) -> int:
         """Index of the image at a position, or of its replacement number ``attempt`` >= 1."""
@@ -68,12 +69,14 @@ class TrainingStream(Dataset[CropSample]):
     def _load(self, position: int) -> tuple[int, Any, tuple[BadImage, ...]]:
         """(index, image, the images that were passed over)."""
         bad: dict[int, BadImage] = {}
+        reduction = getattr(self.augmentation, "reduction", None)  # an augmentation of a user's own may have none
         for attempt in range(self.num_replacements + 1):
             index = self.index_at(position, attempt)
             if index in bad:  # in a small set attempts meet the same image
                 continue
             try:
-                return index, self.dataset.load(index), tuple(bad.values())
+                with asking(reduction and (lambda size: reduction(size, position_rng(self.seed, position, CROPS)))):
+                    return index, self.dataset.load(index), tuple(bad.values())
             except Exception as error:
                 if is_machine_fault(error) or not self.num_replacements:
                     raise DataError(self._failed("Loading", index, position, error)) from error
@@ -110,4 +113,6 @@ class LabelledStream(Dataset[LabelledImage]):
                 "INPUT.AUGMENTATION SingleCrop."
             )
         label = self.dataset.label(sample.image_index)
-        return LabelledImage(sample.global_crops[0], label, sample.image_index, bad_images=sample.bad_images)
+        return LabelledImage(
+            sample.global_crops[0], label, sample.image_index, bad_images=sample.bad_images, source=sample.source
+        )

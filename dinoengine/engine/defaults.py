@@ -96,6 +96,7 @@ class DefaultTrainer(SimpleTrainer):
             num_micro_batches=cfg.SOLVER.NUM_MICRO_BATCHES,
             gather_metric_period=cfg.LOG.PERIOD,
             seed=cfg.SEED,
+            source_names=cfg.DATASETS.TRAIN if len(cfg.DATASETS.TRAIN) > 1 else (),
         )
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dinoengine.engine.device_batches import DeviceBatches
 from dinoengine.engine.optimizer_state import load_optimizer_state, optimizer_state
 from dinoengine.engine.parallel import unwrap_model
+from dinoengine.engine.source_losses import SourceLosses
 from dinoengine.engine.train_loop import TrainerBase, require_parts
 from dinoengine.solver.clipping import clip_grad_norms_
 from dinoengine.structures import BadImage, LossTerm, LossTerms
@@ -69,6 +70,7 @@ class SimpleTrainer(TrainerBase):
         gather_metric_period: int = 1,
         zero_grad_before_forward: bool = False,
         seed: int | None = None,
+        source_names: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -81,6 +83,7 @@ class SimpleTrainer(TrainerBase):
             gather_metric_period: iterations between reading the losses back and averaging them over ranks.
             zero_grad_before_forward: True frees the gradients before the forward pass instead of after it.
             seed: if given, torch's generators are seeded at every step from (seed, iteration, rank).
+            source_names: of the datasets that ``sources`` of a batch number, to log the loss of each.
         """
         super().__init__()
         if precision not in PRECISIONS:
@@ -101,6 +104,7 @@ class SimpleTrainer(TrainerBase):
         self.gather_metric_period = gather_metric_period
         self.zero_grad_before_forward = zero_grad_before_forward
         self.seed = seed
+        self._source_losses = SourceLosses(source_names, self.device)
 
         self.grad_norms: dict[str, Tensor] = {}
         self.loss_is_finite = True
@@ -164,6 +168,7 @@ class SimpleTrainer(TrainerBase):
         self._optimizer_step()
 
         self._pending_metrics.append((self.iter, losses, {**metrics, "grad_norm": grad_norm}, data_time))
+        self._source_losses.end_step(counts=self.loss_is_finite)
         if (self.iter + 1) % self.gather_metric_period == 0:
             self.flush_metrics()
 
@@ -185,6 +190,7 @@ class SimpleTrainer(TrainerBase):
                 (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
             for name, value in [*terms.contributions(), ("total_loss", terms.total())]:
                 losses[name] = losses.get(name, 0.0) + value.detach() / num_parts
+            self._source_losses.add(getattr(part, "sources", None), terms.per_image)
             for name, value in terms.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach() / num_parts
         if clash := metrics.keys() & {*losses, "grad_norm"}:
@@ -271,6 +277,8 @@ class SimpleTrainer(TrainerBase):
             for role, row in (("loss", losses), ("metric", metrics)):
                 for name in row:
                     self.storage.put_scalar(name, next(values), cur_iter=iteration, role=role)
+        means = self._source_losses.means_since_last_call()
+        self.storage.put_scalars(means, smoothing_hint=False, cur_iter=pending[-1][0], role="metric")
         for hook in self._hooks:
             hook.after_flush()
 

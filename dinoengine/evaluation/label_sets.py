@@ -158,8 +158,7 @@ def joined_names(train_names: Sequence[str], test_names: Sequence[str]) -> list[
 
 
 def _warn_of_single_images(train_set: ImageDataset, names: Sequence[str]) -> None:
-    labels = np.array([train_set.label(i) for i in range(len(train_set))], dtype=np.int64)
-    counts = np.bincount(labels, minlength=len(names))
+    counts = np.bincount(train_set.labels(), minlength=len(names))
     if single := [name for name, count in zip(names, counts, strict=True) if count == 1]:
         log_first_n(
             logging.WARNING,

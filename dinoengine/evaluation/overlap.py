@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from dinoengine.data import ImageDataset
 from dinoengine.utils import comm
+from dinoengine.utils.file_io import is_url
 from dinoengine.utils.logger import log_first_n
 
 # What the search for copies may cost: files whose size is asked for, and bytes that are read.
@@ -108,14 +109,14 @@ def warn_of_shared_images(
 
 
 def _warn_of_copies(train_set: ImageDataset, test_set: ImageDataset, which: str) -> None:
-    if train_set.path(0) is None or test_set.path(0) is None:
+    if _file(train_set, 0) is None or _file(test_set, 0) is None:
         return  # no files of single images
     logger = logging.getLogger(__name__)
     num_files = len(train_set) + len(test_set)
     if num_files > MOST_FILES:
         logger.info("Copies under other names were not looked for: %d files are more than %d.", num_files, MOST_FILES)
         return
-    train, test = ([path for i in range(len(s)) if (path := s.path(i)) is not None] for s in (train_set, test_set))
+    train, test = ([path for i in range(len(s)) if (path := _file(s, i)) is not None] for s in (train_set, test_set))
     copies = copied_files(train, test, MOST_BYTES)
     if copies is None:
         logger.info(
@@ -132,3 +133,8 @@ def _warn_of_copies(train_set: ImageDataset, test_set: ImageDataset, which: str)
             which,
             *next(iter(copies.items())),
         )
+
+
+def _file(dataset: ImageDataset, index: int) -> str | None:
+    path = dataset.path(index)
+    return None if path is None or is_url(path) else path  # reading what is far away would take too long

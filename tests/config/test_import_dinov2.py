@@ -107,7 +107,7 @@ def test_epochs_become_iterations_and_batches_global(tmp_path: Path) -> None:
             "train.dataset_path",
             "ImageNet:split=TRAIN:root=/d/in1k:extra=/d/extra",
             "DATASETS.TRAIN",
-            ("folder:/d/in1k/train",),
+            ("ImageNet:split=TRAIN:root=/d/in1k:extra=/d/extra",),
         ),
     ],
 )
@@ -137,7 +137,7 @@ def test_every_key_is_translated_or_named(tmp_path: Path) -> None:
     }
     imported = _import(tmp_path, given)
     dropped = dict(imported.dropped)
-    assert set(dropped) == set(given) - {"optim.epochs", "train.dataset_path"}
+    assert set(dropped) == set(given) - {"optim.epochs", "train.dataset_path"}  # these two are translated
     assert "did you mean 'student.drop_path_rate'" in dropped["student.drop_path"]
     assert "[10, 20]" in dropped["nb_knn"]
     assert "published sharding" in dropped["student.block_chunks"]
@@ -145,18 +145,14 @@ def test_every_key_is_translated_or_named(tmp_path: Path) -> None:
 
 def test_a_dataset_without_a_folder_of_images_is_named(tmp_path: Path) -> None:
     assert dict(_import(tmp_path, {"optim.epochs": 100}).dropped).keys() == {"train.dataset_path"}
-    dropped = dict(_import(tmp_path, {"train.dataset_path": "ImageNet22k:root=/d"}).dropped)
-    assert "set DATASETS.TRAIN" in dropped["train.dataset_path"]
+    reason = dict(_import(tmp_path, {"train.dataset_path": "ImageNet:split=TRAIN:extra=/d"}).dropped)
+    assert "names no folder (root=); set DATASETS.TRAIN" in reason["train.dataset_path"]
 
 
-def test_parts_of_a_dataset_that_have_no_place_are_named(tmp_path: Path) -> None:
-    path = "ImageNet:split=TRAIN:root=/d/in1k:extra=/d/extra:fold=2"
-    reason = dict(_import(tmp_path, {"train.dataset_path": path}).dropped)["train.dataset_path"]
-    assert (
-        reason == "of it DATASETS.TRAIN keeps the folder /d/in1k/train, root and split; dropped: extra=/d/extra, fold=2"
-    )
-    whole = _import(tmp_path, {"train.dataset_path": "ImageNet:split=VAL:root=/d"})
-    assert (whole.cfg.DATASETS.TRAIN, whole.dropped) == (("folder:/d/val",), [])
+@pytest.mark.parametrize("text", ["ImageNet:split=VAL:root=/d:extra=/e:fold=2", "ImageNet22k:root=/d:extra=/e"])
+def test_a_dataset_string_is_kept_as_it_is(tmp_path: Path, text: str) -> None:
+    imported = _import(tmp_path, {"train.dataset_path": text})
+    assert (imported.cfg.DATASETS.TRAIN, imported.dropped) == ((text,), [])
 
 
 def test_comments_name_the_key_and_whether_the_file_had_it(tmp_path: Path) -> None:

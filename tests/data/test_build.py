@@ -349,3 +349,50 @@ def test_a_mixture_is_the_same_at_any_world_size_and_iteration() -> None:
     assert batch.global_crops.shape[0] == 2 * cfg.SOLVER.IMS_PER_BATCH
     cfg.DATASETS.TRAIN_WEIGHTS = ()
     assert sorted(images(1, 0, 4)[:25]) == list(range(25))  # one set, each image once
+
+
+def test_classes_come_equally_often(tmp_path: Path) -> None:
+    cfg = _cfg(f"DATASETS.TRAIN=folder:{tmp_path}", "DATALOADER.SAMPLER=class_balanced")
+    for name in ("a/0", "a/1", "a/2", "a/3", "a/4", "b/0"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{name}.png")
+    stream = build_train_loader(cfg).dataset
+    indices = [stream.index_at(p) for p in range(20)]
+    assert [sorted(pair)[1] for pair in zip(indices[::2], indices[1::2], strict=True)] == [5] * 10  # b/0 in every pair
+    Image.new("RGB", (20, 20)).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"class_balanced needs labels, and DATASETS\.TRAIN \['folder:.*'\] has none"):
+        build_train_loader(cfg)
+
+
+def test_images_come_as_often_as_a_file_says(tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", np.array([0] * 9 + [1, 3]))
+    cfg = _cfg("DATALOADER.SAMPLER=weighted", f"DATALOADER.SAMPLE_WEIGHTS={tmp_path}/w.npy")
+    stream = build_train_loader(cfg).dataset
+    counts = np.bincount([stream.index_at(p) for p in range(11 * 4)])
+    assert (counts[:9].sum(), counts.sum()) == (0, 44)
+    assert 8 <= counts[9] <= 12  # 2.75 of each 11, rounded down or up
+    cfg.DATASETS.TRAIN = ("synthetic:num_images=12:size=20",)
+    with pytest.raises(ValueError, match=r"each of the 12 images of DATASETS\.TRAIN.*holds int64 \[11\]"):
+        build_train_loader(cfg)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_batch_says_which_entry_each_image_is_from(labelled: bool) -> None:
+    cfg = _cfg(
+        "DATASETS.TRAIN=('synthetic:num_images=5:num_classes=4:size=20', 'synthetic:num_images=3:num_classes=4:size=20:seed=1')"
+    )
+    if labelled:
+        cfg.merge_from_list(["MODEL.CLASSIFIER.NUM_CLASSES", 4, "INPUT.AUGMENTATION", "SingleCrop"])
+    loader = build_train_loader(cfg)
+    batch = next(iter(loader))
+    stream = loader.dataset.stream if labelled else loader.dataset
+    indices = [stream.index_at(p) for p in range(8)]
+    assert sorted(indices) == list(range(8))
+    assert batch.sources.tolist() == [int(i >= 5) for i in indices]
+    assert [part.sources.tolist() for part in batch.split(2)] == [
+        batch.sources[:4].tolist(),
+        batch.sources[4:].tolist(),
+    ]
+    cfg.DATASETS.TRAIN = ("synthetic:num_images=5:num_classes=4:size=20",)
+    alone = next(iter(build_train_loader(cfg)))
+    assert (alone.sources, alone.split(2)[1].sources) == (None, None)

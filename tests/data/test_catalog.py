@@ -98,10 +98,10 @@ def test_strings(text: str, expected: tuple[Any, ...]):
         ("recorder", r"'recorder' needs root\. Grammar: name\["),
         ("recorder:", r"'recorder:' needs root\."),
         ("recorder:number=2", r"needs root\."),
-        ("recorder:/data:number=2:number=3", r"gives 'number' twice"),
+        ("recorder:/data:number=2:number=3", r"gives 'number' twice\. Grammar: name\["),
         ("recorder:/data:root=/other", r"'/data' is not understood.*Its keys: root, text, number, share, flag"),
         ("recorder:/data:number=two", r"'recorder:/data:number=two': number must be int, got 'two'"),
-        ("recorder:/data:number=1.5", r"number must be int, got '1\.5'"),
+        ("recorder:/data:number=1.5", r"number must be int, got '1\.5'\. Grammar: name\["),
         ("recorder:/data:number=", r"number must be int, got ''"),
         # The one spelling that could be a path or a key is an error, not a guess.
         ("recorder:/data:number=2/b", r"number must be int, got '2/b'"),
@@ -137,6 +137,45 @@ def test_wrong_strings_say_which_part_and_what_is_possible(text: str, message: s
 def test_unknown_names_list_the_known_ones(text: str, message: str):
     with pytest.raises(KeyError, match=message):
         build_dataset(text)
+
+
+class _Named(ImageDataset):
+    """A dataset of given length and class names."""
+
+    def __init__(self, length: int, **names: list[str]) -> None:
+        self.length = length
+        vars(self).update(names)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def load(self, index: int) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("kind", ["class_names", "multi_label_class_names", "mask_class_names"])
+def test_two_classes_of_one_name_are_refused(kind: str):
+    DatasetCatalog.register("twins", lambda: _Named(3, **{kind: ["cat", "crane", "dog", "crane"]}))
+    try:
+        with pytest.raises(ValueError, match=r"'twins' has 4 classes, and 1 name\(s\) stand for more.*: 'crane'\."):
+            build_dataset("twins")
+    finally:
+        DatasetCatalog.remove("twins")
+
+
+def test_an_empty_dataset_is_refused():
+    DatasetCatalog.register("empty", lambda: _Named(0))
+    try:
+        with pytest.raises(ValueError, match="'empty' holds no image"):
+            build_dataset("empty")
+    finally:
+        DatasetCatalog.remove("empty")
+
+
+@pytest.mark.parametrize("name", ["folder", "list", "wds", "ImageNet", "ImageNet22k", "voc2007", "hf"])
+def test_an_empty_path_is_not_the_current_folder(name: str):
+    with pytest.raises(ValueError, match=r"needs \w+\. Grammar: name\["):
+        build_dataset(f'{name}:""')
 
 
 def test_the_error_of_a_dataset_itself_comes_through():

@@ -149,3 +149,18 @@ def test_iterating_over_a_dataset_ends_after_its_last_image(kind: str, tmp_path)
     }
     dataset = make[kind]()
     assert sum(1 for _ in islice(dataset, len(dataset) + 5)) == len(dataset)  # type: ignore[call-overload]
+
+
+def test_all_labels_at_once():
+    cat_dog = [Numbered("a", 3, class_names=["cat", "dog"]), Numbered("b", 2, class_names=["cat", "dog"])]
+    assert cat_dog[0].labels().tolist() == [0, 1, 0]
+    assert ConcatImageDataset(cat_dog).labels().tolist() == [0, 1, 0, 0, 1]
+    for unlabelled in (Plain(), ConcatImageDataset([Plain(), cat_dog[0]])):
+        with pytest.raises(ValueError, match="has no labels"):
+            unlabelled.labels()
+
+
+def test_which_of_several_datasets_an_image_is_from():
+    joined = ConcatImageDataset([Numbered("a", 2), Numbered("b", 3)])
+    assert [joined.source(i) for i in range(5)] == [0, 0, 1, 1, 1]
+    assert Plain().source(0) is None

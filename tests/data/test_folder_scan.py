@@ -81,6 +81,16 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     assert scan_folder(str(tmp_path)).paths == ["a/1.jpg", "b/2.jpg"]
 
 
+def test_links_to_themselves_and_to_nothing_are_no_folders(tmp_path: Path) -> None:
+    _touch(tmp_path / "a" / "1.jpg")
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    (tmp_path / "itself.jpg").symlink_to(tmp_path / "itself.jpg")
+    (tmp_path / "nothing").symlink_to(tmp_path / "gone")
+    scan = scan_folder(str(tmp_path))
+    assert scan.paths == ["a/1.jpg", "itself.jpg"]  # counted as a bad image when its turn comes
+    assert scan.others == {"": 2}
+
+
 def test_extensions_of_any_case() -> None:
     assert is_image("a.b.JPeG")
     assert not is_image("jpg")

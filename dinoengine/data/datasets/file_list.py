@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -14,11 +16,14 @@ from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.decode import read_image
 from dinoengine.data.path_table import PathTable
+from dinoengine.utils.file_io import is_file, is_url, read_bytes
 from dinoengine.utils.registry import suggest
 
 _ENDINGS = (".txt", ".csv", ".parquet")
 _NUM_SHOWN = 5
 _NUM_THREADS = 16
+# Of files behind URLs only so many are asked for beforehand, each a request.
+_NUM_URLS_CHECKED = 100
 
 
 @DATASET_REGISTRY.register("list")
@@ -26,25 +31,29 @@ class FileList(ImageDataset):
     """``list:/p/files.txt``, ``list:/p/files.csv[:path=file][:label=class]``, ``list:/p/files.parquet[:...]``.
 
     A text file has one path per line. Of a table the column ``path`` is read, or the one that is named, and ``label`` if
-    there is one: a text or number per image. Relative paths are relative to the folder of the file, or to ``root``.
+    there is one: a text or number per image. Relative paths are relative to the folder of the file, or to ``root``. The
+    list, the root and any entry may be a URL; images behind one are read anew each time.
     """
 
     def __init__(self, file: str, path: str = "path", label: str = "", root: str = "", check: bool = True) -> None:
         """
         Args:
             path, label: columns of a table; ``label`` empty: the column "label" if there is one.
-            check: see now that every file is there; False: one that is not is a bad image when its turn comes.
+            check: see now that every file is there, of those behind URLs 100; False: one that is not is a bad image when
+                its turn comes.
 
         Raises:
             FileNotFoundError: if the list or an image is missing; says how many and the first five.
             ValueError: if the list has another ending, no such column, no entry, an empty path or label, or pyarrow is
-                missing.
+                missing, or what the protocol of a URL needs; says what to install.
+            OSError: if a URL cannot be read.
         """
-        self.file = os.path.abspath(os.path.expanduser(file))
-        ending = os.path.splitext(self.file)[1].lower()
+        self.file = _absolute(file)
+        place = self.file.partition("?")[0] if is_url(file) else self.file  # a URL may have a query
+        ending = os.path.splitext(place)[1].lower()
         if ending not in _ENDINGS:
             raise ValueError(f"A list of images ends with {', '.join(_ENDINGS)}; got {file!r}.")
-        if not os.path.isfile(self.file):
+        if not is_file(self.file):
             raise FileNotFoundError(f"The list of images {self.file} does not exist.")
         if ending == ".txt":
             if label or path != "path":
@@ -57,7 +66,7 @@ class FileList(ImageDataset):
             paths, labels = _columns(self.file, read(self.file), path, label)
         if not paths:
             raise ValueError(f"{self.file} lists no image.")
-        self.root = os.path.abspath(os.path.expanduser(root)) if root else os.path.dirname(self.file)
+        self.root = _absolute(root).rstrip("/") if root else os.path.dirname(place)
         self._labels: np.ndarray | None = None
         if labels is not None:
             self.class_names = _in_order(set(labels))
@@ -71,7 +80,14 @@ class FileList(ImageDataset):
         return len(self._paths)
 
     def path(self, index: int) -> str:
-        return os.path.join(self.root, os.path.expanduser(self._paths[index]))
+        """Absolute path or URL of the image at ``index``."""
+        entry = self._paths[index]
+        if is_url(entry):
+            return entry
+        entry = os.path.expanduser(entry)
+        if self.root.startswith(("http://", "https://")) and not os.path.isabs(entry):
+            entry = quote(entry)  # a file name may have characters that mean something in a URL
+        return os.path.join(self.root, entry)
 
     def load(self, index: int) -> Any:
         """
@@ -83,28 +99,44 @@ class FileList(ImageDataset):
     def label(self, index: int) -> int | None:
         return None if self._labels is None else int(self._labels[index])
 
+    def labels(self) -> np.ndarray:
+        return super().labels() if self._labels is None else self._labels
+
     def describe(self, index: int) -> str:
         return self.path(index)
 
     def _require_files(self, paths: Sequence[str]) -> None:
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             full = [self.path(i) for i in range(len(paths))]
-            missing = [path for path, there in zip(full, threads.map(os.path.isfile, full), strict=True) if not there]
+            far = [path for path in full if is_url(path)]
+            checked = [path for path in full if not is_url(path)]
+            checked += far[:: max(1, len(far) // _NUM_URLS_CHECKED)]
+            missing = [path for path, there in zip(checked, threads.map(is_file, checked), strict=True) if not there]
         if missing:
             shown = "\n".join(f"  {path}" for path in missing[:_NUM_SHOWN])
             raise FileNotFoundError(
-                f"{len(missing)} of the {len(paths)} files that {self.file} lists are missing. Relative paths start at "
+                f"{len(missing)} of the {len(checked)} files that {self.file} lists are missing. Relative paths start at "
                 f"{self.root} (key root=); with check=false missing files count as bad images. The first of them:\n{shown}"
             )
 
 
+def _absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def _open(path: str, encoding: str, newline: str | None = None) -> IO[str]:
+    if is_url(path):
+        return io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding, "surrogateescape", newline)
+    return open(path, encoding=encoding, errors="surrogateescape", newline=newline)
+
+
 def _lines(path: str) -> list[str]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with _open(path, "utf-8") as file:
         return [line for line in file.read().removeprefix("\ufeff").splitlines() if line.strip()]
 
 
 def _read_csv(path: str) -> dict[str, list[Any]]:
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with _open(path, "utf-8-sig", newline="") as file:
         rows = csv.reader(file)
         head = [name.strip() for name in next(rows, [])]
         columns: dict[str, list[Any]] = {name: [] for name in head}
@@ -127,7 +159,7 @@ def _read_parquet(path: str) -> dict[str, list[Any]]:
     except ImportError as error:
         raise ValueError("Lists in parquet files need pyarrow: pip install 'dinoengine[parquet]'.") from error
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(io.BytesIO(read_bytes(path)) if is_url(path) else path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no parquet file that can be read: {error}.") from error
     columns: dict[str, list[Any]] = table.to_pydict()

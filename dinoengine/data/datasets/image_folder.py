@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.decode import read_image
 from dinoengine.data.file_index import FileIndex, index_folder
+from dinoengine.utils.file_io import is_url
 
 
 class IndexedImages(ImageDataset):
@@ -37,13 +40,16 @@ class IndexedImages(ImageDataset):
     def label(self, index: int) -> int | None:
         return None if self.index.labels is None else int(self.index.labels[index])
 
+    def labels(self) -> np.ndarray:
+        return super().labels() if self.index.labels is None else self.index.labels
+
     def describe(self, index: int) -> str:
         return self.path(index)
 
 
 @DATASET_REGISTRY.register("folder")
 class ImageFolder(IndexedImages):
-    """``folder:/path[:cached=false]``: every image below a folder, in sorted order.
+    """``folder:/path[:cached=false]``: every image below a folder, or a URL that can be listed, in sorted order.
 
     The label of an image is its first-level folder (``/path/cat/sub/1.jpg`` is a "cat"). Images that lie directly in
     the folder make the whole dataset unlabelled: pretraining does not care, an evaluation says so. The index of a large
@@ -59,7 +65,11 @@ class ImageFolder(IndexedImages):
             FileNotFoundError: if ``root`` does not exist or holds no image.
             NotADirectoryError: if it is a file.
             OSError: if a folder below it cannot be listed.
+            ValueError: for a URL that cannot be listed; says why.
         """
+        if is_url(root):
+            super().__init__(index_folder(root.rstrip("/")))
+            return
         where = os.path.abspath(os.path.expanduser(root))
         if not os.path.exists(where):
             raise FileNotFoundError(f"Image folder {where} does not exist (dataset 'folder:{root}').")

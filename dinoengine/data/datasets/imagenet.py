@@ -12,6 +12,7 @@ from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.datasets import imagenet_extra
 from dinoengine.data.decode import read_image
 from dinoengine.data.file_index import MIN_IMAGES, FileIndex, index_folder
+from dinoengine.utils.file_io import local_folder
 from dinoengine.utils.registry import suggest
 
 SPLITS = ("TRAIN", "VAL", "TEST")
@@ -47,8 +48,8 @@ class ImageNet(ImageDataset):
             raise ValueError(
                 f"ImageNet has the splits {', '.join(SPLITS)}; got {split!r}{suggest(split, list(SPLITS))}."
             )
-        self.root = os.path.abspath(os.path.expanduser(root))
-        self.extra = os.path.abspath(os.path.expanduser(extra)) if extra else ""
+        self.root = local_folder(root)
+        self.extra = local_folder(extra) if extra else ""
         self.folder = os.path.join(self.root, self.split.lower())
         if not os.path.isdir(self.folder):
             there = [name for name in SPLITS if os.path.isdir(os.path.join(self.root, name.lower()))]
@@ -89,6 +90,9 @@ class ImageNet(ImageDataset):
 
     def label(self, index: int) -> int | None:
         return None if self._labels is None else int(self._labels[index])
+
+    def labels(self) -> np.ndarray:
+        return super().labels() if self._labels is None else self._labels
 
     def describe(self, index: int) -> str:
         return self.path(index)

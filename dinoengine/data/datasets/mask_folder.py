@@ -13,6 +13,7 @@ from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.datasets.image_folder import ImageFolder
 from dinoengine.data.decode import read_size
 from dinoengine.structures import IGNORE
+from dinoengine.utils.file_io import local_folder
 
 CLASSES_FILE = "classes.txt"
 _MASK_EXTENSION = ".png"
@@ -48,6 +49,7 @@ class MaskFolder(ImageDataset):
         if not 0 <= ignore <= IGNORE:
             raise ValueError(f"Masks have values 0..{IGNORE}, so ignore must be one of them; got ignore={ignore}.")
         images, masks = (os.path.join(root, "images"), os.path.join(root, "masks")) if root else (images, masks)
+        images, masks = local_folder(images), local_folder(masks)
         self._images, self._masks = ImageFolder(images), ImageFolder(masks)
         self._mask_of = _pairs(self._images, self._masks)
         self.ignore = ignore

@@ -19,7 +19,7 @@ from dinoengine.data.file_index import cache_folder
 from dinoengine.data.folder_scan import is_image
 from dinoengine.data.path_table import PathTable
 from dinoengine.data.tar_index import expand_braces, read_member, tar_members
-from dinoengine.utils.file_io import local_path
+from dinoengine.utils.file_io import is_url, local_folder, local_path
 
 _LABEL_ENDING = ".cls"
 _NO_LABEL = -1
@@ -53,7 +53,9 @@ class TarImages(ImageDataset):
             raise FileNotFoundError(f"{len(missing)} of {len(shards)} shards are missing. The first of them:\n{listed}")
         arrays = _index(shards)
         self._names = PathTable(arrays["names"], arrays["ends"])
-        self._shard_of, self._places, self.told = arrays["shard_of"], arrays["places"], arrays["labels"]
+        self._shard_of: np.ndarray = arrays["shard_of"]
+        self._places: np.ndarray = arrays["places"]
+        self.told: np.ndarray = arrays["labels"]
         if not len(self._names):
             raise ValueError(f"The {len(shards)} shard(s) hold no image, the first of them is {shards[0]}.")
 
@@ -79,18 +81,23 @@ class WebDataset(TarImages):
     """``wds:/p/shard-{000..099}.tar``: shards of webdataset, read by index; ``*`` and ``?`` work as well.
 
     A sample is the members with one name up to the first dot; its image is the one with the ending of an image, its label
-    the whole number in its ``.cls``. There are labels if all samples have one. Remote shards are downloaded into iopath's
-    cache.
+    the whole number in its ``.cls``. There are labels if all samples have one. Shards behind URLs are fetched into iopath's
+    cache once.
     """
 
     def __init__(self, shards: str) -> None:
         paths = [path for pattern in expand_braces(os.path.expanduser(shards)) for path in _matching(pattern)]
-        super().__init__([os.path.abspath(local_path(path)) for path in paths])
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            local = list(threads.map(_fetched, paths))
+        super().__init__(local)
         if self.told.min() >= 0:
             self.class_names = [str(number) for number in range(int(self.told.max()) + 1)]
 
     def label(self, index: int) -> int | None:
         return None if self.class_names is None else int(self.told[index])
+
+    def labels(self) -> np.ndarray:
+        return super().labels() if self.class_names is None else self.told
 
 
 @DATASET_REGISTRY.register("ImageNet22k")
@@ -101,7 +108,7 @@ class ImageNet22k(TarImages):
     """
 
     def __init__(self, root: str, extra: str = "") -> None:
-        self.root, self.extra = os.path.abspath(os.path.expanduser(root)), extra
+        self.root, self.extra = local_folder(root), extra
         shards = sorted(glob.glob(os.path.join(glob.escape(self.root), "*.tar")))
         if not shards:
             raise FileNotFoundError(f"ImageNet22k has a file <class>.tar per class, and {self.root} has none.")
@@ -111,9 +118,19 @@ class ImageNet22k(TarImages):
     def label(self, index: int) -> int | None:
         return int(self._shard_of[index])
 
+    def labels(self) -> np.ndarray:
+        return self._shard_of
+
 
 def _matching(pattern: str) -> list[str]:
-    return sorted(glob.glob(pattern)) or [pattern] if "://" not in pattern else [pattern]
+    return [pattern] if is_url(pattern) else sorted(glob.glob(pattern)) or [pattern]
+
+
+def _fetched(path: str) -> str:
+    try:
+        return os.path.abspath(local_path(path))
+    except FileNotFoundError:
+        return path  # to be counted with those that are missing
 
 
 def _index(shards: list[str]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.datasets.image_folder import ImageFolder
+from dinoengine.utils.file_io import local_folder
 from dinoengine.utils.registry import suggest
 
 CLASSES = (
@@ -42,7 +43,7 @@ class VOC2007(ImageDataset):
             raise ValueError(
                 f"voc2007 has the splits {', '.join(SPLITS)}; got {split!r}{suggest(split, list(SPLITS))}."
             )
-        root = os.path.abspath(os.path.expanduser(root))
+        root = local_folder(root)
         pictures, lists = os.path.join(root, "JPEGImages"), os.path.join(root, "ImageSets", "Main")
         for folder in (pictures, lists):
             if not os.path.isdir(folder):

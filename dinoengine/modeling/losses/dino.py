@@ -8,7 +8,14 @@ from torch.nn import functional as F
 from dinoengine.modeling.losses.precision import at_least_fp32
 
 
-def dino_loss(student_logits: Tensor, teacher_probs: Tensor, student_temp: float, *, skip_same_view: bool) -> Tensor:
+def dino_loss(
+    student_logits: Tensor,
+    teacher_probs: Tensor,
+    student_temp: float,
+    *,
+    skip_same_view: bool,
+    rows: list[Tensor] | None = None,
+) -> Tensor:
     """Cross-view distillation (DINO, arXiv:2104.14294, Eq. 3), summed over the pairs of views.
 
     loss = 0
@@ -20,6 +27,7 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, student_temp: float
         teacher_probs: [T, B, K], each row sums to 1; no gradient.
         student_temp: > 0.
         skip_same_view: leave out pairs of the same view (global crops); needs S == T.
+        rows: gets what each crop adds, [S, B] without gradient: the loss is the sum over S of the means over B.
 
     Returns:
         Scalar. 0 when no pair is left.
@@ -39,4 +47,7 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, student_temp: float
     targets = teacher_probs.sum(0, keepdim=True)  # [1, B, K]
     if skip_same_view:
         targets = targets - teacher_probs  # [S, B, K]
-    return -(targets * log_probs).sum(-1).mean(1).sum()
+    cross_entropy = -(targets * log_probs).sum(-1)  # [S, B]
+    if rows is not None:
+        rows.append(cross_entropy.detach())
+    return cross_entropy.mean(1).sum()

@@ -23,7 +23,13 @@ def mask_weights(masks: Tensor) -> Tensor:
 
 
 def ibot_loss(
-    student_logits: Tensor, teacher_probs: Tensor, weights: Tensor, num_crops: int, student_temp: float
+    student_logits: Tensor,
+    teacher_probs: Tensor,
+    weights: Tensor,
+    num_crops: int,
+    student_temp: float,
+    *,
+    rows: list[Tensor] | None = None,
 ) -> Tensor:
     """Masked-patch distillation (iBOT, arXiv:2111.07832, Eq. 2, normalised as DINOv2 does).
 
@@ -38,6 +44,7 @@ def ibot_loss(
         teacher_probs: [M, K], rows sum to 1, of the same patches seen by the teacher without mask; no gradient.
         weights: [M].
         num_crops: global crops of the batch, G * B.
+        rows: gets what each masked patch adds, [M] without gradient: the loss is their sum over ``num_crops``.
 
     Returns:
         Scalar; 0 (with a gradient of 0) when nothing is masked.
@@ -52,4 +59,7 @@ def ibot_loss(
         )
     log_probs = F.log_softmax(at_least_fp32(student_logits) / student_temp, dim=-1)
     cross_entropy = -torch.sum(teacher_probs * log_probs, dim=-1)  # [M]
-    return (cross_entropy * weights).sum() / num_crops
+    weighted = cross_entropy * weights
+    if rows is not None:
+        rows.append(weighted.detach())
+    return weighted.sum() / num_crops

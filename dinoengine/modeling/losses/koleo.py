@@ -12,7 +12,7 @@ from dinoengine.utils import comm
 EPS = 1e-8
 
 
-def koleo_loss(features: Tensor, group_size: int = 0) -> Tensor:
+def koleo_loss(features: Tensor, group_size: int = 0, *, rows: list[Tensor] | None = None) -> Tensor:
     """Kozachenko-Leonenko differential entropy estimate (arXiv:1806.03198, section 4), on the unit sphere.
 
     x = features / |features|
@@ -23,6 +23,7 @@ def koleo_loss(features: Tensor, group_size: int = 0) -> Tensor:
     Args:
         features: [B, D] of this rank, any float dtype; computed in fp32 at least.
         group_size: images compared with each other: consecutive ones of the global batch (ranks in order). 0: all.
+        rows: gets what each image adds, [B] without gradient: the loss is their mean. Nothing where a group has one image.
 
     Returns:
         Scalar: the mean over this rank's images; the mean of the ranks' values is the loss of the global batch. 0 when
@@ -54,4 +55,7 @@ def koleo_loss(features: Tensor, group_size: int = 0) -> Tensor:
             score.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # nearest: the largest 2 x.y - |y|^2
             nearest = score.argmax(-1, keepdim=True).expand_as(groups)
         distance = torch.linalg.vector_norm(groups - groups.gather(1, nearest), dim=-1).flatten()
-        return -(distance[first : first + num_local] + EPS).log().mean()
+        per_image = -(distance[first : first + num_local] + EPS).log()
+        if rows is not None:
+            rows.append(per_image.detach())
+        return per_image.mean()

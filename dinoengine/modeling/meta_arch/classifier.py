@@ -151,9 +151,15 @@ class ImageClassifier(nn.Module):
         loss = LossTerm(
             "cross_entropy", F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing), 1.0
         )
+        per_image = None
+        if batch.sources is not None:
+            per_image = F.cross_entropy(
+                logits.detach(), batch.labels, label_smoothing=self.label_smoothing, reduction="none"
+            )
         if batch.labels.ndim == 2:
-            return LossTerms([loss])
-        return LossTerms([loss], {"train_top1": 100.0 * (logits.detach().argmax(1) == batch.labels).float().mean()})
+            return LossTerms([loss], per_image=per_image)
+        top1 = 100.0 * (logits.detach().argmax(1) == batch.labels).float().mean()
+        return LossTerms([loss], {"train_top1": top1}, per_image)
 
     def _mixed(self, batch: ImageBatch) -> ImageBatch:
         if batch.labels is None:

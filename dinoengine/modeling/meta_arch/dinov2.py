@@ -197,16 +197,17 @@ class DINOv2(StudentTeacher):
         global_logits, local_logits, patch_logits = self._student_logits(global_cls, local_cls, masked_patches)
 
         terms: list[LossTerm] = []
+        rows: dict[str, list[Tensor]] = {"dino": [], "ibot": [], "koleo": []}  # what crops, patches and images add
         metrics = _spread_of_features(global_cls.detach()) if len(batch) > 1 else {}
         views = batch.num_global_views
         if targets.cls is not None:
             num_pairs = views * (views - 1) + views * batch.num_local_views
             by_view = global_logits.unflatten(0, (views, -1))
-            across = dino_loss(by_view, targets.cls, self.student_temp, skip_same_view=True)
+            across = dino_loss(by_view, targets.cls, self.student_temp, skip_same_view=True, rows=rows["dino"])
             terms.append(LossTerm("dino_global", across / num_pairs, self.dino_weight))
             if use_locals:
                 by_view = local_logits.unflatten(0, (batch.num_local_views, -1))
-                to_locals = dino_loss(by_view, targets.cls, self.student_temp, skip_same_view=False)
+                to_locals = dino_loss(by_view, targets.cls, self.student_temp, skip_same_view=False, rows=rows["dino"])
                 terms.append(LossTerm("dino_local", to_locals / num_pairs, self.dino_weight))
             metrics["teacher_entropy"] = torch.special.entr(targets.cls).sum(-1).mean()
             mean_target = targets.cls.flatten(0, 1).mean(0)  # [K]
@@ -214,12 +215,32 @@ class DINOv2(StudentTeacher):
         if targets.patches is not None:
             assert batch.masks is not None
             weights = mask_weights(batch.masks)
-            value = ibot_loss(patch_logits, targets.patches, weights, len(batch.masks), self.student_temp)
+            value = ibot_loss(
+                patch_logits, targets.patches, weights, len(batch.masks), self.student_temp, rows=rows["ibot"]
+            )
             terms.append(LossTerm("ibot", value, self.ibot_weight))
         if self.koleo_weight:
-            per_view = [koleo_loss(cls, self.koleo_group_size) for cls in global_cls.chunk(views)]
+            per_view = [koleo_loss(cls, self.koleo_group_size, rows=rows["koleo"]) for cls in global_cls.chunk(views)]
             terms.append(LossTerm("koleo", torch.stack(per_view).sum(), self.koleo_weight))
-        return LossTerms(terms, metrics)
+        return LossTerms(terms, metrics, self._per_image(batch, rows) if batch.sources is not None else None)
+
+    @torch.no_grad()
+    def _per_image(self, batch: SSLBatch, rows: dict[str, list[Tensor]]) -> Tensor:
+        """[B]: the parts of the objective by image, so that their mean is its value."""
+        views, num_images = batch.num_global_views, len(batch)
+        num_pairs = views * (views - 1) + views * batch.num_local_views
+        total = torch.zeros(num_images, device=batch.global_crops.device)
+        for by_crop in rows["dino"]:  # [views, B]
+            total += by_crop.sum(0).float() * (self.dino_weight / num_pairs)
+        for by_patch in rows["ibot"]:  # [M]
+            assert batch.masks is not None
+            crops = torch.arange(len(batch.masks), device=total.device)
+            # With the size given nothing waits for the device.
+            crop_of = crops.repeat_interleave(batch.masks.sum(1), output_size=len(by_patch))
+            total.index_add_(0, crop_of % num_images, by_patch.float() * (self.ibot_weight / views))
+        for by_image in rows["koleo"]:  # [B]
+            total += by_image.float() * self.koleo_weight
+        return total
 
     def prototype_head(self) -> PrototypeHead | None:
         """Softmax of the teacher's logits at its temperature, centred if the targets are; None without the DINO loss.

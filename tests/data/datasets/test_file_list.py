@@ -51,7 +51,7 @@ def test_a_csv_with_labels(tmp_path: Path) -> None:
     text = _write(tmp_path / "f.csv", 'id,path,label\n1,a.png,dog\n2,"b, c.png",cat\n\n3,d.png,dog\n')
     dataset = build_dataset(text)
     assert (_values(dataset), dataset.class_names) == ([0, 1, 2], ["cat", "dog"])
-    assert [dataset.label(i) for i in range(3)] == [1, 0, 1]
+    assert [dataset.label(i) for i in range(3)] == dataset.labels().tolist() == [1, 0, 1]
     by_id = build_dataset(f"{text}:label=id")
     assert (by_id.class_names, by_id.label(2)) == (["1", "2", "3"], 2)
 

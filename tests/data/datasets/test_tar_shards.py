@@ -48,7 +48,7 @@ def test_shards_by_index_with_labels_in_any_order(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(dataset))
     for one in (dataset, copy, build_dataset(f"wds:{tmp_path}/s-*.tar")):
         assert [int(np.asarray(one.load(i))[0, 0]) for i in (2, 0, 1)] == [7, 5, 6]
-        assert [one.label(i) for i in range(3)] == [2, 0, 1]
+        assert [one.label(i) for i in range(3)] == one.labels().tolist() == [2, 0, 1]
     assert dataset.describe(2) == f"{tmp_path}/s-1.tar/x/c.png"
 
 
@@ -94,6 +94,7 @@ def test_a_tar_per_class(tmp_path: Path) -> None:
     _shard(tmp_path / "n01.tar", ("n01_1.JPEG", _png(5)), ("n01_2.JPEG", _png(6)))
     dataset = build_dataset(f"ImageNet22k:root={tmp_path}:extra=/nowhere")
     assert dataset.class_names == ["n01", "n02"]
+    assert dataset.labels().tolist() == [0, 0, 1]
     assert [(dataset.label(i), int(np.asarray(dataset.load(i))[0, 0])) for i in range(3)] == [(0, 5), (0, 6), (1, 7)]
     with pytest.raises(FileNotFoundError, match=r"<class>\.tar per class, and .*/cache has none"):
         build_dataset(f"ImageNet22k:root={tmp_path}/cache")

@@ -20,8 +20,9 @@ MASKED = "weight of the mean masked crop, half of the crops masked"
 SPREAD = "weight of KoLeo's mean over both global views"
 
 
-def _same_view(student: Tensor, teacher: Tensor, temp: float, *, skip_same_view: bool) -> Tensor:
-    return dino_loss(student, teacher.flip(0) if skip_same_view else teacher, temp, skip_same_view=skip_same_view)
+def _same_view(student: Tensor, teacher: Tensor, temp: float, *, skip_same_view: bool, **options: Any) -> Tensor:
+    teacher = teacher.flip(0) if skip_same_view else teacher
+    return dino_loss(student, teacher, temp, skip_same_view=skip_same_view, **options)
 
 
 dino_loss, ibot_loss, koleo_loss = dinov2.dino_loss, dinov2.ibot_loss, dinov2.koleo_loss
@@ -32,9 +33,9 @@ dino_loss, ibot_loss, koleo_loss = dinov2.dino_loss, dinov2.ibot_loss, dinov2.ko
     [
         ("dino_loss", _same_view, [GLOBAL]),
         ("dino_loss", lambda *a, **o: dino_loss(*a, **o) / len(a[0]), [GLOBAL, LOCAL]),
-        ("ibot_loss", lambda s, t, w, crops, temp: ibot_loss(s, t, w, crops // 2, temp), [MASKED]),
+        ("ibot_loss", lambda s, t, w, crops, temp, **o: ibot_loss(s, t, w, crops // 2, temp, **o), [MASKED]),
         ("mask_weights", lambda masks: torch.full((int(masks.sum()),), 3 / int(masks.sum())), [MASKED]),
-        ("koleo_loss", lambda cls, group: koleo_loss(cls, group) / 2, [SPREAD]),
+        ("koleo_loss", lambda cls, group, **o: koleo_loss(cls, group, **o) / 2, [SPREAD]),
     ],
     ids=["same view", "mean over views", "masked crops only", "mean over patches", "shown, not optimised"],
 )
@@ -49,7 +50,7 @@ def test_a_wrong_student_temperature_fails(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_patches_that_another_crop_predicts_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dinov2, "ibot_loss", lambda s, t, *rest: ibot_loss(s, t.roll(1, 0), *rest))
+    monkeypatch.setattr(dinov2, "ibot_loss", lambda s, t, *rest, **o: ibot_loss(s, t.roll(1, 0), *rest, **o))
     assert failures(objective.check_loss_weights) == [MASKED]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -252,3 +253,16 @@ def test_only_the_backbone_is_held_back_while_the_head_warms_up() -> None:
     model = _model(freeze_backbone=False)
     for name, _ in model.named_parameters():
         assert model.param_facts(name).in_backbone == name.startswith("backbone."), name
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"mixup_alpha": 0.8}])
+def test_the_losses_of_images_have_the_loss_as_mean(options: dict[str, float]) -> None:
+    model, batch = _model(**options), _batch()
+    assert model(batch).per_image is None
+    terms = model(replace(batch, sources=torch.zeros(6, dtype=torch.int64)))
+    assert terms.per_image.shape == (6,)
+    assert not terms.per_image.requires_grad
+    assert terms.per_image.mean().item() == pytest.approx(terms.total().item(), rel=1e-6)
+    if not options:
+        alone = [model(part).total().item() for part in batch.split(6)]
+        assert terms.per_image.tolist() == pytest.approx(alone, rel=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -229,3 +230,37 @@ def test_permuting_the_images_changes_nothing(tiny_cfg: CfgNode) -> None:
     )
     model.eval()
     assert _values(model(other)) == pytest.approx(_values(model(batch)), rel=1e-4)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_losses_of_images_are_those_of_batches_of_one_image(tiny_cfg: CfgNode, separate: bool) -> None:
+    """Given the targets; KoLeo, which compares images, is off."""
+    model = _model(
+        tiny_cfg, "MODEL.LOSS.KOLEO_WEIGHT", 0.0, "MODEL.LOSS.IBOT_WEIGHT", 0.7, "MODEL.IBOT_HEAD.SEPARATE", separate
+    )
+    batch = replace(_batch(), sources=torch.zeros(B, dtype=torch.int64))
+    model.train(False)  # the centres stay, so the targets are the same
+    alone = [model(part).total().item() for part in model.split_batch(batch, B)]
+    got = model(batch)
+    assert got.per_image.tolist() == pytest.approx(alone, rel=1e-4)
+    assert not got.per_image.requires_grad
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 0.1), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0.5, 2, 3)])
+def test_the_mean_of_the_images_is_the_total_and_asking_changes_nothing(
+    tiny_cfg: CfgNode, weights: tuple[float, float, float]
+) -> None:
+    names = ("DINO_WEIGHT", "IBOT_WEIGHT", "KOLEO_WEIGHT")
+    overrides = [x for name, w in zip(names, weights, strict=True) for x in (f"MODEL.LOSS.{name}", float(w))]
+    totals, gradients = [], []
+    for sources in (None, torch.arange(B) % 2):
+        model = _model(tiny_cfg, *overrides)
+        terms = model(replace(_batch(), sources=sources))
+        terms.total().backward()
+        totals.append(terms.total().item())
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert terms.per_image is not None
+    assert terms.per_image.shape == (B,)
+    assert terms.per_image.mean().item() == pytest.approx(totals[1], rel=1e-5)
+    assert totals[0] == totals[1]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
