@@ -206,6 +206,7 @@ TESTED_ELSEWHERE = {
     "MODEL.CLASSIFIER.CUTMIX_ALPHA": "meta_arch/test_classifier; no key of pretraining",
     "DATALOADER.MAX_IMAGE_PIXELS": "data/test_decode, data/test_build; needs files",
     "INPUT.FORMAT": "data; changes the number of channels with it",
+    "INPUT.VALUE_RANGE": "data/test_channels; with INPUT.FORMAT channels alone",
     "SOLVER.NUM_MICRO_BATCHES": "below, to rounding",
     "SOLVER.AMP.PRECISION": "fp16 needs CUDA",
     "TEST.EXPECTED_RESULTS": "evaluation; ends the process",

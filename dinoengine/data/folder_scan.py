@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeVar
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
 )
+# Of arrays, which are images where somebody says so: many an .npy file beside pictures is something else.
+ARRAY_EXTENSIONS = frozenset((".npy",))
 # Listing a folder waits for the file system, above all for one on a network.
 _NUM_THREADS = 16
 
@@ -38,15 +40,15 @@ class _Listing(NamedTuple):
     others: Counter[str]
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, extensions: frozenset[str] = EXTENSIONS) -> bool:
     """Whether a file name has the extension of an image, in any case."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+    return os.path.splitext(name)[1].lower() in extensions
 
 
-def scan_folder(root: str) -> FolderScan:
+def scan_folder(root: str, extensions: frozenset[str] = EXTENSIONS) -> FolderScan:
     """All images below ``root``; hidden files and folders are left out, links are followed, each folder is listed once.
 
-    The result does not depend on the order in which the file system lists entries or threads finish.
+    An image is a file with one of the ``extensions``. The result does not depend on the order in which the file system lists entries or threads finish.
 
     Raises:
         OSError: if a folder cannot be listed; names it.
@@ -65,7 +67,7 @@ def scan_folder(root: str) -> FolderScan:
                     fresh.append(folder)
                     stamps.append((os.path.relpath(folder, root), status.st_mtime_ns))
             level = []
-            for listing in threads.map(_naming(_list), fresh):
+            for listing in threads.map(_naming(lambda folder: _list(folder, extensions)), fresh):
                 level += listing.folders
                 paths += listing.images
                 others += listing.others
@@ -92,7 +94,7 @@ def _stamp(folder: str) -> int | None:
         return None
 
 
-def _list(folder: str) -> _Listing:
+def _list(folder: str, extensions: frozenset[str]) -> _Listing:
     listing = _Listing([], [], Counter())
     with os.scandir(folder) as entries:
         # Sorted, so that a folder with two names (a link) is always taken under the same one.
@@ -101,7 +103,7 @@ def _list(folder: str) -> _Listing:
                 continue
             if entry.is_dir():
                 listing.folders.append(entry.path)
-            elif is_image(entry.name):
+            elif is_image(entry.name, extensions):
                 listing.images.append(entry.path)
             else:
                 listing.others[os.path.splitext(entry.name)[1].lower()] += 1

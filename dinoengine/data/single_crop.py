@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode, configurable
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, draw_crop_box
+from dinoengine.data.channels import ImageFormat, image_format, in_format, size_of
 from dinoengine.data.crop_backends import checked_backend, render_crops
 from dinoengine.data.crop_recipe import CropRecipe
-from dinoengine.data.decode import to_format
 
 
 @AUGMENTATION_REGISTRY.register()
@@ -22,7 +22,7 @@ class SingleCrop:
     def __init__(
         self,
         *,
-        image_format: str,
+        image_format: ImageFormat,
         size: tuple[int, int],
         scale: tuple[float, float],
         crop_ratio: tuple[float, float],
@@ -31,7 +31,7 @@ class SingleCrop:
     ) -> None:
         """
         Args:
-            image_format: "RGB" or "L".
+            image_format: see ``channels``.
             size: (rows, columns) in pixels.
             scale: smallest and largest share of the image area.
             crop_ratio: width over height of the crop, log-uniform.
@@ -48,7 +48,7 @@ class SingleCrop:
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         crops = cfg.INPUT.GLOBAL_CROPS
         return {
-            "image_format": cfg.INPUT.FORMAT,
+            "image_format": image_format(cfg),
             "size": (crops.SIZE_PX[0], crops.SIZE_PX[-1]),
             "scale": crops.SCALE,
             "crop_ratio": cfg.INPUT.CROP_RATIO,
@@ -57,8 +57,8 @@ class SingleCrop:
         }
 
     def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
-        """([one uint8 tensor [C, rows, columns]], [])."""
-        image = to_format(image, self.image_format)
-        box = draw_crop_box((image.height, image.width), self.scale, self.crop_ratio, rng)
+        """([one tensor [C, rows, columns]], []), uint8 or, of Channels, float32 in 0..1."""
+        image = in_format(image, self.image_format)
+        box = draw_crop_box(size_of(image), self.scale, self.crop_ratio, rng)
         recipe = CropRecipe(box, self.size, flip=rng.random() < self.hflip_prob)
         return render_crops(image, [recipe], self.backend), []
