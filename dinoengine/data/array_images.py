@@ -6,8 +6,9 @@
     PNG, 16 bit colour  by OpenCV; Pillow would keep the high bytes
     others              by Pillow, in their own mode; palettes become colours
 
-An EXIF orientation is followed where Pillow reads the file. The axis of the channels is the one that is as long as their
-number, the last one first. Files with another number, with values that are not finite, or of true and false are refused.
+An EXIF orientation is followed where Pillow reads the file. The axis of the channels of an array is the one that is as long
+as their number, the last one first. Files with another number, with values that are not finite, or of true and false are
+refused.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from dinoengine.data.decode import (
 _NPY_MAGIC = b"\x93NUMPY"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# Places in a PNG header, and the colour types of RGB, of grey with alpha, and of RGBA.
+# Places in a PNG header: size, bits of a sample with the colour type behind them. 2, 4, 6: RGB, grey with alpha, RGBA.
 _PNG_SIZE = (16, 20)
-_PNG_DEPTH, _PNG_COLOUR_TYPE, _PNG_COLOURS = 24, 25, (2, 4, 6)
+_PNG_DEPTH, _PNG_DEEP_COLOURS = 24, (b"\x10\2", b"\x10\4", b"\x10\6")
 _TIFF_SAMPLES_PER_PIXEL, _TIFF_BITS_PER_SAMPLE = 277, 258
 # What numpy cannot hold, and the nearest mode that it can.
 _ARRAY_MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "YCbCr": "RGB", "HSV": "RGB"}
@@ -65,53 +66,52 @@ def read_channels_bytes(data: bytes, where: str, num_channels: int, max_pixels: 
 
 
 def picture_array(picture: Any) -> np.ndarray:
-    """A ``PIL.Image`` as [H, W] or [H, W, C] with all its bits; palettes become colours, one bit 0 and 255."""
+    """A ``PIL.Image`` as [H, W, C] with all its bits; palettes become colours, one bit 0 and 255."""
     mode = "RGBA" if picture.mode == "P" and "transparency" in picture.info else _ARRAY_MODES.get(picture.mode)
-    return np.asarray(picture if mode is None else picture.convert(mode))
+    array = np.asarray(picture if mode is None else picture.convert(mode))
+    return array[..., None] if array.ndim == 2 else array
 
 
-def channels_last(array: np.ndarray, num_channels: int) -> np.ndarray:
-    """[H, W], [H, W, C] or [C, H, W], also with axes of length 1 in front, to [H, W, C] (a view).
+def require_image(array: np.ndarray, num_channels: int) -> np.ndarray:
+    """An array [H, W, num_channels]; [H, W] is one channel.
 
     Raises:
-        ValueError: if it has another number of channels or other than two or three axes, no numbers, or values that are
-            not finite.
+        ValueError: if it has another number of channels or axes, no numbers, or values that are not finite.
     """
-    while array.ndim > 3 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim == 3 and array.shape[2] != num_channels and array.shape[0] == num_channels:
-        array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] != num_channels or 0 in array.shape:
+    image = array[..., None] if array.ndim == 2 else array
+    if image.ndim != 3 or image.shape[2] != num_channels or 0 in image.shape:
         raise ValueError(
             f"it holds an array of shape {tuple(array.shape)}, and INPUT.FORMAT channels needs {num_channels} channel(s), "
             "as many as MODEL.PIXEL_MEAN has values"
         )
-    if array.dtype.kind not in "uif":
-        raise ValueError(f"its values are of type {array.dtype}; whole numbers or floats are needed")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if image.dtype.kind not in "uif":
+        raise ValueError(f"its values are of type {image.dtype}; whole numbers or floats are needed")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise ValueError("it has values that are not finite")
+    return image
+
+
+def _channels_last(array: np.ndarray, num_channels: int) -> np.ndarray:
+    """What a file holds that does not say which axis has the channels, as [H, W, C] where that can be."""
+    while array.ndim > 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 3 and array.shape[2] != num_channels and array.shape[0] == num_channels:
+        return array.transpose(1, 2, 0)
     return array
 
 
 def _decode(file: IO[bytes], num_channels: int, max_pixels: int) -> np.ndarray:
-    start = file.read(_PNG_COLOUR_TYPE + 1)
+    start = file.read(_PNG_DEPTH + 2)
     file.seek(0)
     if start.startswith(_NPY_MAGIC):
-        array = _read_npy(file, num_channels, max_pixels)
+        array = _channels_last(_read_npy(file, num_channels, max_pixels), num_channels)
     elif start.startswith(_TIFF_MAGIC):
         array = _read_tiff(file, num_channels, max_pixels)
-    elif (
-        start.startswith(_PNG_MAGIC)
-        and len(start) > _PNG_COLOUR_TYPE
-        and start[_PNG_DEPTH] == 16
-        and start[_PNG_COLOUR_TYPE] in _PNG_COLOURS
-    ):
+    elif start.startswith(_PNG_MAGIC) and start[_PNG_DEPTH:] in _PNG_DEEP_COLOURS:
         array = _read_deep_png(file, max_pixels)
     else:
         array = picture_array(decode_picture(file, max_pixels))
-    return channels_last(array, num_channels)
+    return require_image(array, num_channels)
 
 
 def _read_npy(file: IO[bytes], num_channels: int, max_pixels: int) -> np.ndarray:
@@ -139,11 +139,11 @@ def _read_tiff(file: IO[bytes], num_channels: int, max_pixels: int) -> np.ndarra
             "read by tifffile, which is not installed: pip install 'dinoengine[tiff]'."
         ) from error
     file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
+    with tifffile.TiffFile(file, name="image") as tiff:
         series = tiff.series[0]
         _require_values(series.shape, num_channels, max_pixels)
-        array: np.ndarray = series.asarray(maxworkers=1)  # each worker of a loader has one image at a time
-        return array
+        # Each worker of a loader has one image at a time.
+        return _channels_last(series.asarray(maxworkers=1), num_channels)
 
 
 def _pillow_holds_all_of_it(file: IO[bytes]) -> bool:

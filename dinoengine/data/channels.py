@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode
 from dinoengine.config.pixels import ANY_CHANNELS
-from dinoengine.data.array_images import channels_last, picture_array
+from dinoengine.data.array_images import picture_array, require_image
 from dinoengine.data.decode import to_format
 
 # Formats in which saturation, hue and grey have a meaning.
@@ -66,7 +66,7 @@ def in_format(image: Any, wanted: ImageFormat) -> Any:
                 f"An array of shape {image.shape} needs INPUT.FORMAT channels; {wanted} is for pictures that Pillow reads."
             )
         return to_format(image, wanted)
-    array = channels_last(image if isinstance(image, np.ndarray) else picture_array(image), wanted.count)
+    array = require_image(image if isinstance(image, np.ndarray) else picture_array(image), wanted.count)
     low, high = wanted.value_range
     values = array.transpose(2, 0, 1).astype(np.float32, order="C")
     values -= low

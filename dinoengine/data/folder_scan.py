@@ -48,7 +48,8 @@ def is_image(name: str, extensions: frozenset[str] = EXTENSIONS) -> bool:
 def scan_folder(root: str, extensions: frozenset[str] = EXTENSIONS) -> FolderScan:
     """All images below ``root``; hidden files and folders are left out, links are followed, each folder is listed once.
 
-    An image is a file with one of the ``extensions``. The result does not depend on the order in which the file system lists entries or threads finish.
+    An image is a file with one of the ``extensions``. The result does not depend on the order in which the file system
+    lists entries or threads finish.
 
     Raises:
         OSError: if a folder cannot be listed; names it.

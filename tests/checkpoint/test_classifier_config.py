@@ -8,7 +8,7 @@ import pytest
 from dinoengine.checkpoint.classifier_config import classifier_config, config_file_text
 from dinoengine.checkpoint.heads import HeadShape
 from dinoengine.checkpoint.weights import BackboneSpec
-from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
+from dinoengine.config import CfgNode, get_cfg, validate
 from dinoengine.modeling.backbone import VisionTransformer
 from dinoengine.solver import build_lr_scheduler, scaled_lr
 from tests.checkpoint.models import SMALL, WITH_REGISTERS
