@@ -46,6 +46,8 @@ setup(
         # INPUT.AUGMENTATION_BACKEND fast
         "fast": ["opencv-python-headless"],
         "plot": ["matplotlib"],
+        # TIFF files with many channels, colours of 16 bits or several pages
+        "tiff": ["tifffile", "imagecodecs"],
         # tools/extract_features.py --parquet
         "parquet": ["pyarrow"],
         # datasets named hf:...
@@ -63,6 +65,7 @@ setup(
             "transformers",
             "hypothesis",
             "opencv-python-headless",
+            "tifffile",
             "ruff==0.17.5",
             "mypy==2.4.1",
             "types-PyYAML",

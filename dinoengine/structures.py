@@ -68,7 +68,7 @@ class SSLBatch:
     crop-major in the same way. ``chunk(G)`` therefore separates the views, which the cross-view losses rely on.
 
     Attributes:
-        global_crops: [G*B, C, H, W], uint8 (or float in 0..1 for sources that are not 8 bit).
+        global_crops: [G*B, C, H, W], uint8 (with INPUT.FORMAT channels float32 in 0..1).
         local_crops: [L*B, C, h, w], same dtype; None when there are no local views.
         masks: [G*B, N] bool, True where the student sees the mask token; None when masking is off.
         positions: [B] int64, position of each image in the sample stream.

@@ -210,6 +210,7 @@ TESTED_ELSEWHERE = {
     "DATASETS.QUARANTINE": "data/test_quarantine; needs files",
     "DATALOADER.SAMPLE_WEIGHTS": "data/test_build; needs a file",
     "INPUT.FORMAT": "data; changes the number of channels with it",
+    "INPUT.VALUE_RANGE": "data/test_channels; with INPUT.FORMAT channels alone",
     "SOLVER.NUM_MICRO_BATCHES": "below, to rounding",
     "SOLVER.AMP.PRECISION": "fp16 needs CUDA",
     "TEST.EXPECTED_RESULTS": "evaluation; ends the process",

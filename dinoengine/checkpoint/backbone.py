@@ -13,18 +13,13 @@ from dinoengine.checkpoint.layouts import Hints, read_weights
 from dinoengine.checkpoint.layouts.own import Own, config_of
 from dinoengine.checkpoint.weights import Weights
 from dinoengine.config import CfgNode, cfg_from_text
+from dinoengine.config.pixels import PIXEL_KEYS
 from dinoengine.modeling import FeatureModel
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
 
 logger = logging.getLogger(__name__)
 
-_INPUT_KEYS = (
-    "MODEL.PIXEL_MEAN",
-    "MODEL.PIXEL_STD",
-    "INPUT.FORMAT",
-    "INPUT.TEST.RESIZE_PX",
-    "INPUT.TEST.CROP_SIZE_PX",
-)
+_INPUT_KEYS = (*PIXEL_KEYS, "INPUT.TEST.RESIZE_PX", "INPUT.TEST.CROP_SIZE_PX")
 
 
 def load_backbone(
@@ -81,7 +76,8 @@ def evaluation_config(
 
     Args:
         path: of the weights, for messages.
-        pixel_mean, pixel_std: one number per channel, for pixels in 0..1; they win over what the file says.
+        pixel_mean, pixel_std: one number per channel, for pixels in 0..1; they win over what the file says, with a warning
+            if the config in the file says otherwise.
 
     Raises:
         ValueError: for another number of values than channels, one that is not finite, or a std that is not above 0.
@@ -89,7 +85,11 @@ def evaluation_config(
     values = input_values(weights.spec, cfg_from_text(weights.config) if weights.config else None)
     for key, given in (("MODEL.PIXEL_MEAN", pixel_mean), ("MODEL.PIXEL_STD", pixel_std)):
         if given is not None:
-            values[key] = _pixel_values(key, given, weights.spec.in_chans)
+            of_file, values[key] = tuple(values[key]), _pixel_values(key, given, weights.spec.in_chans)
+            if weights.config and values[key] != of_file:
+                logger.warning(
+                    "OTHER PIXELS: %s was trained with %s %s, and %s is asked for.", path, key, of_file, given
+                )
     cfg = config_of(weights.spec, weights.config)
     cfg.merge_from_list([word for key in _INPUT_KEYS for word in (key, values[key])])
     if not weights.config and (pixel_mean is None or pixel_std is None):

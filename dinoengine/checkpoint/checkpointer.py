@@ -72,6 +72,7 @@ class Checkpointer:
         metadata: dict[str, Any] | None = None,
         on_error: str = "stop",
         before_load: Callable[[dict[str, Any], str], None] | None = None,
+        before_weights: Callable[[dict[str, Any], str], None] | None = None,
         **checkpointables: Checkpointable,
     ) -> None:
         """
@@ -81,8 +82,8 @@ class Checkpointer:
             strict: whether loading weights requires every key to match (see ``load``).
             metadata: plain values stored in every file (the config as text).
             on_error: when a file cannot be written: "stop" raises, "continue" logs an error and goes on.
-            before_load: called with the content and the path of a checkpoint that is about to be resumed from, and raises
-                if it must not be.
+            before_load: called with content and path of a checkpoint to be resumed from; raises if it must not be.
+            before_weights: the same for a file of any layout whose weights alone are to be loaded.
             checkpointables: named objects with state, e.g. ``trainer=``.
 
         Raises:
@@ -99,6 +100,7 @@ class Checkpointer:
         self.num_failed = 0
         self._writer = BackgroundWriter()
         self.before_load = before_load
+        self.before_weights = before_weights
 
     def save(
         self,
@@ -300,6 +302,8 @@ class Checkpointer:
                 nothing fits.
         """
         content = read_content(path)
+        if self.before_weights is not None:
+            self.before_weights(content.data, path)
         own = self.model.state_dict()
         saved = content.data.get("model")
         if is_state_dict(saved) and _is_of_this_model(saved, own):

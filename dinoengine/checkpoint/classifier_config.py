@@ -10,6 +10,7 @@ from dinoengine.checkpoint.heads import HeadShape
 from dinoengine.checkpoint.weights import BackboneSpec
 from dinoengine.config import CfgNode, get_cfg, key_origins, validate
 from dinoengine.config.config import flatten, unflatten
+from dinoengine.config.pixels import assumed_format
 
 _PUBLISHED_CROP_PX = 224
 _PUBLISHED_RESIZE_PX = 256
@@ -147,19 +148,22 @@ def input_values(spec: BackboneSpec, source_cfg: CfgNode | None) -> dict[str, An
     if source_cfg is not None and len(source_cfg.MODEL.PIXEL_MEAN) == spec.in_chans:
         mean, std = source_cfg.MODEL.PIXEL_MEAN, source_cfg.MODEL.PIXEL_STD
         image_format, flips = source_cfg.INPUT.FORMAT, source_cfg.INPUT.HFLIP_PROB
+        value_range = source_cfg.INPUT.VALUE_RANGE
         crop, resize = source_cfg.INPUT.TEST.CROP_SIZE_PX, source_cfg.INPUT.TEST.RESIZE_PX
     else:
         defaults = get_cfg()
         mean, std = defaults.MODEL.PIXEL_MEAN, defaults.MODEL.PIXEL_STD
         if spec.in_chans != len(mean):
             mean = std = (0.5,) * spec.in_chans  # pixels in -1..1
-        image_format, flips = "L" if spec.in_chans == 1 else "RGB", defaults.INPUT.HFLIP_PROB
+        image_format, value_range = assumed_format(spec.in_chans).values()
+        flips = defaults.INPUT.HFLIP_PROB
         crop = tuple(_multiple(min(_PUBLISHED_CROP_PX, edge), spec.patch_size) for edge in spec.img_size)
         resize = round(min(crop) * _PUBLISHED_RESIZE_PX / _PUBLISHED_CROP_PX)
     return {
         "MODEL.PIXEL_MEAN": mean,
         "MODEL.PIXEL_STD": std,
         "INPUT.FORMAT": image_format,
+        "INPUT.VALUE_RANGE": value_range,
         "INPUT.AUGMENTATION": "SingleCrop",
         "INPUT.GLOBAL_CROPS.SIZE_PX": crop,
         "INPUT.GLOBAL_CROPS.SCALE": (0.08, 1.0),

@@ -122,15 +122,24 @@ def export_backbone(
 def _metadata(weights: Weights, size: tuple[int, int]) -> dict[str, str]:
     """What a user of the file needs to know, as JSON values."""
     spec = weights.spec
+    shape = f"images [B, {spec.in_chans}, {size[0]}, {size[1]}], float32"
     facts: dict[str, object] = {
-        "input": f"images [B, {spec.in_chans}, {size[0]}, {size[1]}], float32, (pixels / 255 - mean) / std per channel",
+        "input": f"{shape}, (pixels / 255 - mean) / std per channel",
         "architecture": spec.describe(),
         "patch_size": spec.patch_size,
         "num_register_tokens": spec.num_register_tokens,
     }
     if weights.config is not None:
-        model = config_of(spec, weights.config).MODEL
-        facts |= {"mean": list(model.PIXEL_MEAN), "std": list(model.PIXEL_STD)}
+        cfg = config_of(spec, weights.config)
+        facts |= {
+            "format": cfg.INPUT.FORMAT,
+            "mean": list(cfg.MODEL.PIXEL_MEAN),
+            "std": list(cfg.MODEL.PIXEL_STD),
+        }
+        if cfg.INPUT.VALUE_RANGE:
+            low, high = cfg.INPUT.VALUE_RANGE
+            facts["value_range"] = [low, high]
+            facts["input"] = f"{shape}, ((values - {low}) / ({high} - {low}), cut to 0..1, - mean) / std per channel"
     return {
         name: value if isinstance(value, str) else json.dumps(value, allow_nan=False) for name, value in facts.items()
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 from dinoengine.checkpoint.patch_kernel import mix_channels, resample_kernel
 from dinoengine.checkpoint.weights import BackboneSpec, Weights, is_backbone
 from dinoengine.config import cfg_from_text
+from dinoengine.config.pixels import NUM_CHANNELS, assumed_format
 from dinoengine.modeling.layers.position import interpolate_position_table
 
 # Initial registers, as VisionTransformer's own: so small that only training gives them a meaning.
@@ -75,5 +76,6 @@ def _config_for_channels(text: str | None, in_chans: int) -> str | None:
         values = cfg.MODEL[key]
         mean = (sum(values) / len(values),)
         cfg.MODEL[key] = mean if in_chans == 1 else tuple(values[i % len(values)] for i in range(in_chans))
-    cfg.INPUT.FORMAT = {1: "L", 3: "RGB"}.get(in_chans, cfg.INPUT.FORMAT)
+    if NUM_CHANNELS.get(cfg.INPUT.FORMAT, in_chans) != in_chans:
+        cfg.merge_from_list([word for pair in assumed_format(in_chans).items() for word in pair])
     return str(cfg.dump())

@@ -67,7 +67,7 @@ def overrides_line(weights: Weights) -> str:
     options = {**weights.spec.config_options(), "MODEL.VIT.LAYER_SCALE_INIT": cfg.MODEL.VIT.LAYER_SCALE_INIT}
     if weights.spec.in_chans != 3:
         options |= {f"MODEL.{key}": cfg.MODEL[key] for key in ("PIXEL_MEAN", "PIXEL_STD")}
-        options["INPUT.FORMAT"] = cfg.INPUT.FORMAT
+        options |= {f"INPUT.{key}": cfg.INPUT[key] for key in ("FORMAT", "VALUE_RANGE")}
     return " ".join(f"{key} {shlex.quote(str(value))}" for key, value in options.items())
 
 

@@ -60,7 +60,7 @@ _C.MODEL.WEIGHTS_STRICT = True
 _C.MODEL.WEIGHTS_WITH_OPTIMIZER = False
 
 # Per-channel mean and standard deviation of the pixels, in units of 0..1 (ImageNet's here). Their length is the
-# number of input channels. Changes results.
+# number of input channels. They are kept in checkpoints, and an evaluation with others is refused. Changes results.
 _C.MODEL.PIXEL_MEAN = (0.485, 0.456, 0.406)
 _C.MODEL.PIXEL_STD = (0.229, 0.224, 0.225)
 
@@ -179,8 +179,14 @@ _C.MODEL.DDP.FP16_COMPRESSION = False
 # Input: from image to crops and masks
 # ----------------------------------------------------------------------------------------------------------------
 _C.INPUT = CN()
-# How images are decoded: "RGB" (3 channels) or "L" (grey, 1 channel). Changes results.
+# What becomes of an image: "RGB" (3 channels), "L" (grey, 1), "RGBA" (4; colours as stored, and how opaque they are), each
+# with 8 bits by Pillow; or "channels": all channels of a file with all their bits (.npy, .tiff, 16 bit .png ...), as many
+# as MODEL.PIXEL_MEAN has values. See docs/data.md. Changes results.
 _C.INPUT.FORMAT = "RGB"
+# With FORMAT "channels", where it must be set: the stored values (low, high) that become 0 and 1; linear between them, cut
+# beyond. (0, 65535) for 16 bits, (0, 4095) for a camera of 12 bits in files of 16, (0, 255) for 8. (): with the other
+# formats, whose 0..255 become 0..1. Changes results.
+_C.INPUT.VALUE_RANGE = ()
 # A name in AUGMENTATION_REGISTRY: "MultiCrop" for pretraining, "SingleCrop" (one global crop and the flip, nothing else)
 # for a classifier. Changes results.
 _C.INPUT.AUGMENTATION = "MultiCrop"
@@ -210,7 +216,7 @@ _C.INPUT.LOCAL_CROPS.SCALE = (0.05, 0.32)
 _C.INPUT.HFLIP_PROB = 0.5
 
 # Colour jitter: probability, then the strength of each operation as in torchvision's ColorJitter. Saturation and
-# hue are ignored for one-channel images. Change results.
+# hue need colours: with INPUT.FORMAT "L" and "channels" they are left out. Change results.
 _C.INPUT.COLOR_JITTER = CN()
 _C.INPUT.COLOR_JITTER.PROB = 0.8
 _C.INPUT.COLOR_JITTER.BRIGHTNESS = 0.4
@@ -218,7 +224,7 @@ _C.INPUT.COLOR_JITTER.CONTRAST = 0.4
 _C.INPUT.COLOR_JITTER.SATURATION = 0.2
 _C.INPUT.COLOR_JITTER.HUE = 0.1
 
-# Probability of turning a crop grey, 0..1 (no effect on one-channel images). Changes results.
+# Probability of turning a crop grey, 0..1; left out with INPUT.FORMAT "L" and "channels". Changes results.
 _C.INPUT.GRAYSCALE_PROB = 0.2
 
 # Probabilities for (global view 1, global view 2, local views). For blur these are the *effective* ones: the
@@ -230,7 +236,8 @@ _C.INPUT.BLUR.KERNEL_SIZE_PX = 9
 _C.INPUT.BLUR.SIGMA_PX = (0.1, 2.0)
 _C.INPUT.SOLARIZE = CN()
 _C.INPUT.SOLARIZE.PROBS = (0.0, 0.2, 0.0)
-# Pixels at or above this value (0..255) are inverted. Changes results.
+# Pixels at or above this value (0..255; with INPUT.FORMAT "channels" 255 is the end of VALUE_RANGE) are inverted. Changes
+# results.
 _C.INPUT.SOLARIZE.THRESHOLD = 128
 
 # Block masking of the student's global crops for the iBOT loss (not used when IBOT_WEIGHT is 0).

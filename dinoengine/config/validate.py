@@ -8,6 +8,7 @@ from typing import Any
 
 from dinoengine.config import validate_evaluation as evaluation
 from dinoengine.config.config import CfgNode, ConfigError
+from dinoengine.config.pixels import ANY_CHANNELS, NUM_CHANNELS
 from dinoengine.config.validate_evaluation import are_numbers
 from dinoengine.utils.registry import suggest
 
@@ -97,7 +98,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.VIT.FFN": ("mlp", "swiglu"),
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
-    "INPUT.FORMAT": ("RGB", "L"),
+    "INPUT.FORMAT": ("RGB", "L", "RGBA", "channels"),
     "INPUT.AUGMENTATION_BACKEND": ("reference", "fast"),
     "DATALOADER.SAMPLER": ("uniform", "class_balanced", "weighted"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
@@ -179,12 +180,14 @@ def _check_choices(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_input(cfg: CfgNode) -> Iterator[str]:
-    channels = {"RGB": 3, "L": 1}.get(cfg.INPUT.FORMAT)
-    if channels and not len(cfg.MODEL.PIXEL_MEAN) == len(cfg.MODEL.PIXEL_STD) == channels:
+    num_values = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
+    channels = NUM_CHANNELS.get(cfg.INPUT.FORMAT, max(1, num_values[0]))
+    if num_values != (channels, channels):
         yield (
             f"INPUT.FORMAT {cfg.INPUT.FORMAT} has {channels} channel(s), but MODEL.PIXEL_MEAN has "
-            f"{len(cfg.MODEL.PIXEL_MEAN)} values and MODEL.PIXEL_STD {len(cfg.MODEL.PIXEL_STD)}."
+            f"{num_values[0]} values and MODEL.PIXEL_STD {num_values[1]}."
         )
+    yield from _check_value_range(cfg.INPUT.FORMAT, cfg.INPUT.VALUE_RANGE)
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         value = _get(cfg, key)
         if not are_numbers(value) or (key.endswith("STD") and any(v <= 0 for v in value)):
@@ -205,6 +208,20 @@ def _check_input(cfg: CfgNode) -> Iterator[str]:
         yield f"INPUT.BLUR.KERNEL_SIZE_PX must be odd and positive, got {cfg.INPUT.BLUR.KERNEL_SIZE_PX}."
     if not are_numbers(cfg.SOLVER.BETAS, 2) or not all(0 <= b < 1 for b in cfg.SOLVER.BETAS):
         yield f"SOLVER.BETAS must be two values >= 0 and < 1, got {cfg.SOLVER.BETAS}."
+
+
+def _check_value_range(image_format: str, values: Any) -> Iterator[str]:
+    is_range = are_numbers(values, 2) and values[0] < values[1]
+    if image_format == ANY_CHANNELS and not is_range:
+        yield (
+            f"INPUT.FORMAT {ANY_CHANNELS} needs INPUT.VALUE_RANGE (low, high): the stored values that become 0 and 1, e.g. "
+            f"(0, 65535) for 16 bits, (0, 4095) for 12, (0, 255) for 8; got {values}."
+        )
+    if image_format in NUM_CHANNELS and tuple(values):
+        yield (
+            f"INPUT.VALUE_RANGE {values} is for INPUT.FORMAT {ANY_CHANNELS}; {image_format} has 8 bits, and 0..255 become "
+            "0..1. For 16 bits or floats set FORMAT channels, with a MODEL.PIXEL_MEAN and PIXEL_STD for each channel."
+        )
 
 
 def _check_sizes(cfg: CfgNode) -> Iterator[str]:
@@ -310,6 +327,8 @@ def _check_training_data(cfg: CfgNode) -> Iterator[str]:
             f"DATASETS.TRAIN_WEIGHTS has a positive number for each of the {len(cfg.DATASETS.TRAIN)} entries of "
             f"DATASETS.TRAIN, or is empty; got {weights}."
         )
+    if cfg.INPUT.REDUCED_DECODE and cfg.INPUT.FORMAT == ANY_CHANNELS:
+        yield f"INPUT.REDUCED_DECODE is for pictures of 8 bits, INPUT.FORMAT {ANY_CHANNELS} keeps every value; drop one."
     if cfg.INPUT.REDUCED_DECODE and cfg.INPUT.AUGMENTATION_BACKEND != "fast":
         yield "INPUT.REDUCED_DECODE needs INPUT.AUGMENTATION_BACKEND fast: 'reference' is the published pipeline."
     sampler = cfg.DATALOADER.SAMPLER

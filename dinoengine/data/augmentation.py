@@ -15,17 +15,18 @@ import numpy as np
 from torch import Tensor
 
 from dinoengine.config import CfgNode, configurable
+from dinoengine.data.channels import COLOUR_FORMATS, ImageFormat, image_format, in_format, size_of
 from dinoengine.data.crop_backends import checked_backend, render_crops
-from dinoengine.data.crop_recipe import CropRecipe, pil_to_tensor
-from dinoengine.data.decode import to_format
+from dinoengine.data.crop_recipe import CropRecipe, by_channels, to_tensor
 from dinoengine.data.reduced_decode import largest_factor, scaled, whole_size
 from dinoengine.utils.registry import Registry
 
 AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
 AUGMENTATION_REGISTRY.__doc__ = """Name -> a class called as ``(cfg)``, picklable.
 
-Its instances map ``(PIL.Image, numpy.random.Generator)`` to ``(global crops, local crops)``: two lists of uint8 tensors
-[C, H, W]; all global crops of one size, all local crops of one size.
+Its instances map an image as a dataset loads it (see ``channels.in_format``) and a ``numpy.random.Generator`` to ``(global
+crops, local crops)``: two lists of tensors [C, H, W], uint8 or float in 0..1; all global crops of one size, all local crops
+of one size.
 """
 
 _CROP_TRIES = 10
@@ -69,7 +70,7 @@ class MultiCrop:
     def __init__(
         self,
         *,
-        image_format: str,
+        image_format: ImageFormat,
         global_views: list[ViewSettings],
         local_view: ViewSettings,
         num_local: int,
@@ -85,7 +86,7 @@ class MultiCrop:
     ) -> None:
         """
         Args:
-            image_format: "RGB" or "L"; with "L" saturation, hue and grey do nothing.
+            image_format: with other than "RGB" and "RGBA" saturation, hue and grey do nothing.
             num_local: local views per image.
             crop_ratio: width over height of the crop, log-uniform.
             blur_kernel, blur_sigma: in pixels of the crop.
@@ -116,7 +117,7 @@ class MultiCrop:
 
         jitter = inp.COLOR_JITTER
         return {
-            "image_format": inp.FORMAT,
+            "image_format": image_format(cfg),
             "global_views": [view(inp.GLOBAL_CROPS, 0), view(inp.GLOBAL_CROPS, 1)],
             "local_view": view(inp.LOCAL_CROPS, 2),
             "num_local": inp.LOCAL_CROPS.NUM,
@@ -134,12 +135,12 @@ class MultiCrop:
         }
 
     def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
-        """(global crops, local crops), uint8 tensors [C, rows, columns]."""
+        """(global crops, local crops), tensors [C, rows, columns], uint8 or, of Channels, float32 in 0..1."""
         size, factor = whole_size(image)
-        image = to_format(image, self.image_format)
+        image = in_format(image, self.image_format)
         recipes = self.recipes(size, rng)
         if factor > 1:
-            recipes = [scaled(recipe, factor, (image.height, image.width)) for recipe in recipes]
+            recipes = [scaled(recipe, factor, size_of(image)) for recipe in recipes]
         crops = render_crops(image, recipes, self.backend)
         num_global = len(self.global_views)
         return crops[:num_global], crops[num_global:]
@@ -165,14 +166,14 @@ class MultiCrop:
             size=view.size,
             flip=rng.random() < self.hflip_prob,
             jitter=self._jitter(rng) if rng.random() < self.color_jitter.prob else (),
-            grey=rng.random() < self.grayscale_prob and self.image_format == "RGB",
+            grey=rng.random() < self.grayscale_prob and self.image_format in COLOUR_FORMATS,
             blur=(self.blur_kernel, rng.uniform(*self.blur_sigma)) if rng.random() < view.blur_prob else None,
             solarize=self.solarize_threshold if rng.random() < view.solarize_prob else None,
         )
 
     def _jitter(self, rng: np.random.Generator) -> tuple[tuple[str, float], ...]:
         jitter = self.color_jitter
-        is_colour = self.image_format == "RGB"
+        is_colour = self.image_format in COLOUR_FORMATS
         brightness, contrast, saturation = (
             rng.uniform(max(0.0, 1.0 - s), 1.0 + s) for s in (jitter.brightness, jitter.contrast, jitter.saturation)
         )
@@ -193,7 +194,7 @@ class CenterCropTransform:
     ``resize_px=16, crop_size=(16, 16)`` and with ``resize_px=0`` gives the same.
     """
 
-    def __init__(self, image_format: str, resize_px: int, crop_size: tuple[int, int]) -> None:
+    def __init__(self, image_format: ImageFormat, resize_px: int, crop_size: tuple[int, int]) -> None:
         """
         Args:
             resize_px: 0 leaves the size.
@@ -204,29 +205,33 @@ class CenterCropTransform:
         self.crop_size = crop_size
 
     def __call__(self, image: Any) -> Tensor:
-        """PIL image -> uint8 tensor [C, rows, columns]."""
+        """An image as a dataset loads it -> tensor [C, rows, columns], uint8 or, of Channels, float32 in 0..1."""
         from torchvision.transforms import InterpolationMode
 
-        return pil_to_tensor(self._crop(to_format(image, self.image_format), InterpolationMode.BICUBIC))
+        def crop(part: Any) -> Tensor:
+            return to_tensor(self._crop(part, InterpolationMode.BICUBIC))
+
+        return by_channels(in_format(image, self.image_format), crop)
 
     def mask(self, mask: np.ndarray) -> Tensor:
         """The same crop of the mask of an image, [H, W] uint8 -> [rows, columns] uint8, by nearest neighbour."""
         from PIL import Image
         from torchvision.transforms import InterpolationMode
 
-        return pil_to_tensor(self._crop(Image.fromarray(mask), InterpolationMode.NEAREST))[0]
+        return to_tensor(self._crop(Image.fromarray(mask), InterpolationMode.NEAREST))[0]
 
     def _crop(self, image: Any, interpolation: Any) -> Any:
         from torchvision.transforms import functional as F
 
         rows, columns = self.crop_size
-        size = [image.height, image.width]
+        whole = list(size_of(image))
+        size = whole
         if self.resize_px:  # the longer side is cut to whole pixels, as torchvision's Resize does
             size = [int(self.resize_px * side / min(size)) for side in size]
         factor = max(rows / size[0], columns / size[1])
         if factor > 1:
             size = [max(rows, round(size[0] * factor)), max(columns, round(size[1] * factor))]
-        if size != [image.height, image.width]:
+        if size != whole:
             image = F.resize(image, size, interpolation)
         return F.center_crop(image, [rows, columns])
 

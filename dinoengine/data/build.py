@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinoengine.config import CfgNode
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, CenterCropTransform
 from dinoengine.data.catalog import build_datasets
+from dinoengine.data.channels import image_format, num_array_channels
 from dinoengine.data.collate import LabelledImage, SSLCollate, collate_images
 from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
 from dinoengine.data.mask_crops import MaskCrop, MaskStream
@@ -87,7 +88,7 @@ def build_train_loader(
     if cfg.SEED < 0:
         raise ValueError(f"A training loader needs a seed >= 0, got SEED {cfg.SEED}; default_setup draws one for -1.")
     dataset = without_quarantined(build_datasets(cfg.DATASETS.TRAIN), cfg.DATASETS.QUARANTINE)
-    dataset.limit_pixels(cfg.DATALOADER.MAX_IMAGE_PIXELS)
+    _set_reading(dataset, cfg)
     num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     if num_classes:
         require_labels(dataset, num_classes, f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)}")
@@ -107,6 +108,11 @@ def build_train_loader(
         timeout=cfg.DATALOADER.TIMEOUT_SECONDS if cfg.DATALOADER.NUM_WORKERS else 0,
         **_worker_options(cfg),
     )
+
+
+def _set_reading(dataset: ImageDataset, cfg: CfgNode) -> None:
+    dataset.limit_pixels(cfg.DATALOADER.MAX_IMAGE_PIXELS)
+    dataset.load_channels(num_array_channels(image_format(cfg)))
 
 
 def _training_sampler(cfg: CfgNode, dataset: ImageDataset) -> PositionSampler:
@@ -135,9 +141,9 @@ def build_test_loader(
     """
     strings = (dataset_strings,) if isinstance(dataset_strings, str) else tuple(dataset_strings)
     dataset = build_datasets(strings)
-    dataset.limit_pixels(cfg.DATALOADER.MAX_IMAGE_PIXELS)
+    _set_reading(dataset, cfg)
     crop = cfg.INPUT.TEST.CROP_SIZE_PX
-    transform = CenterCropTransform(cfg.INPUT.FORMAT, cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
+    transform = CenterCropTransform(image_format(cfg), cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
     world_size = comm.get_world_size()
     part = InferenceSampler(len(dataset if images is None else images), rank=comm.get_rank(), world_size=world_size)
     return DataLoader(
@@ -168,10 +174,10 @@ def build_mask_train_loader(
     Raises:
         ValueError: if the batch cannot be divided over the processes.
     """
-    dataset.limit_pixels(cfg.DATALOADER.MAX_IMAGE_PIXELS)
+    _set_reading(dataset, cfg)
     size = cfg.INPUT.TEST.CROP_SIZE_PX
     crop = MaskCrop(
-        cfg.INPUT.FORMAT,
+        image_format(cfg),
         resize_px=cfg.INPUT.TEST.RESIZE_PX,
         crop_size=(size[0], size[-1]),
         resize_ratio=resize_ratio,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from dinoengine.data.channel_crops import BLURS, render_channels
 from dinoengine.data.crop_recipe import CropRecipe, render_reference
 from dinoengine.data.fast_crops import opencv, render_fast
 
@@ -29,11 +32,19 @@ def checked_backend(backend: str) -> str:
 
 
 def render_crops(image: Any, recipes: Sequence[CropRecipe], backend: str) -> list[Tensor]:
-    """The crops of a PIL image, "RGB" or "L", each [C, rows, columns] uint8.
+    """The crops of an image as ``channels.in_format`` gives it, each [C, rows, columns] of its own memory.
 
     Args:
-        backend: "reference" or "fast"; how far their crops differ is said in ``fast_crops``.
+        image: PIL "RGB", "L" or "RGBA", which give uint8, or a float32 tensor, which gives float32.
+        backend: "reference" or "fast"; how far their crops differ is said in ``fast_crops`` and ``channel_crops``.
     """
+    if isinstance(image, Tensor):
+        return [render_channels(image, recipe, BLURS[backend]) for recipe in recipes]
+    if image.mode == "RGBA":
+        of_alpha = [replace(recipe, jitter=(), grey=False, solarize=None) for recipe in recipes]  # no colours
+        parts = ((image.convert("RGB"), recipes), (image.getchannel("A"), of_alpha))
+        colours, alphas = (render_crops(part, its_recipes, backend) for part, its_recipes in parts)
+        return [torch.cat(pair) for pair in zip(colours, alphas, strict=True)]
     if backend == "reference":
         return [render_reference(image, recipe) for recipe in recipes]
     pixels = np.asarray(image)

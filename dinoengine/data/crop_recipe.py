@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +57,23 @@ def render_reference(image: Any, recipe: CropRecipe) -> Tensor:
         image = F.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
     if recipe.solarize is not None:
         image = F.solarize(image, recipe.solarize)
-    return pil_to_tensor(image)
+    return to_tensor(image)
 
 
-def pil_to_tensor(image: Any) -> Tensor:
-    """PIL "RGB" or "L" -> uint8 tensor [C, H, W] of its own memory."""
+def by_channels(image: Any, make: Callable[[Any], Tensor]) -> Tensor:
+    """``make`` of an image; of "RGBA" of its colours and of its alpha, side by side in the result.
+
+    Pillow would resize colours times alpha and divide them again; a crop of training, made by other means, would have other
+    colours around what is transparent than a crop of evaluation.
+    """
+    if isinstance(image, Tensor) or image.mode != "RGBA":
+        return make(image)
+    return torch.cat([make(image.convert("RGB")), make(image.getchannel("A"))])
+
+
+def to_tensor(image: Any) -> Tensor:
+    """A crop as a tensor [C, H, W] of its own memory: PIL "RGB" or "L" in uint8, a tensor cut to 0..1 where it overshot."""
+    if isinstance(image, Tensor):
+        return image.clamp(0, 1)
     array = np.array(image)
     return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dinoengine.data.decode import MAX_IMAGE_PIXELS
+from dinoengine.data.array_images import read_channels, read_channels_bytes
+from dinoengine.data.decode import MAX_IMAGE_PIXELS, read_image, read_image_bytes
 from dinoengine.structures import Sample
 
 
@@ -32,20 +33,25 @@ class ImageDataset(abc.ABC):
         multi_label_class_names: name of each class 0..n-1 where an image may show several; None otherwise. Such a dataset
             is multi-label: it has no ``class_names``.
         mask_class_names: name of each class 0..n-1 that a pixel may have; None without masks.
-        max_image_pixels: what a dataset that decodes files gives to ``decode.read_image``.
+        max_image_pixels: files of more pixels are refused (``limit_pixels``).
+        num_channels: of the arrays that files become (``load_channels``); 0: they become a ``PIL.Image``.
     """
 
     class_names: list[str] | None = None
     multi_label_class_names: list[str] | None = None
     mask_class_names: list[str] | None = None
     max_image_pixels: int = MAX_IMAGE_PIXELS
+    num_channels: int = 0
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
     def load(self, index: int) -> Any:
-        """The image at ``index`` as a ``PIL.Image`` in any mode."""
+        """The image at ``index`` as a ``PIL.Image`` in any mode, or, for INPUT.FORMAT "channels", an array [H, W, C].
+
+        A dataset of files returns what ``read_file`` or ``read_bytes`` give.
+        """
 
     def label(self, index: int) -> int | None:
         """The label at ``index``, without decoding the image; None when there is none."""
@@ -90,9 +96,29 @@ class ImageDataset(abc.ABC):
         """Where this image comes from, for messages: a path or ``digits[17]``."""
         return f"{type(self).__name__}[{index}]"
 
+    def read_file(self, path: str) -> Any:
+        """The image in a file, as the settings of this dataset say.
+
+        Raises:
+            UnreadableImageError: if it cannot be used; names the path.
+        """
+        if self.num_channels:
+            return read_channels(path, self.num_channels, self.max_image_pixels)
+        return read_image(path, self.max_image_pixels)
+
+    def read_bytes(self, data: bytes, where: str) -> Any:
+        """As ``read_file``, of the bytes of a file; ``where`` they come from, for messages."""
+        if self.num_channels:
+            return read_channels_bytes(data, where, self.num_channels, self.max_image_pixels)
+        return read_image_bytes(data, where, self.max_image_pixels)
+
     def limit_pixels(self, max_image_pixels: int) -> None:
         """Refuse images of more pixels. A dataset made of others passes it on to them."""
         self.max_image_pixels = max_image_pixels
+
+    def load_channels(self, num_channels: int) -> None:
+        """Read files with all their channels and bits, as arrays (0: as pictures). Passed on like ``limit_pixels``."""
+        self.num_channels = num_channels
 
     @property
     def has_labels(self) -> bool:
@@ -159,6 +185,10 @@ class ConcatImageDataset(ImageDataset):
     def limit_pixels(self, max_image_pixels: int) -> None:
         for dataset in self.datasets:
             dataset.limit_pixels(max_image_pixels)
+
+    def load_channels(self, num_channels: int) -> None:
+        for dataset in self.datasets:
+            dataset.load_channels(num_channels)
 
 
 def require_labels(dataset: ImageDataset, num_classes: int, which: str) -> None:

@@ -6,12 +6,14 @@ A file is decoded to a ``PIL.Image`` in its own mode (``read_image``) and conver
     1 bit                      0 and 255
     palette                    its colours
     CMYK, YCbCr, HSV           Pillow's formula; colour profiles are ignored
-    alpha, transparent colour  laid on black
+    alpha, transparent colour  laid on black; with "RGBA" kept beside the colours as they are stored
     16 bit grey                its high byte, as Pillow reads 16 bit colours; Pillow's own conversion would cut at 255
     32 bit integer             as 16 bit grey, values outside 0..65535 cut (older Pillow reads 16 bit grey in this mode)
     float, LAB                 refused: a float has no range of its own
     EXIF orientation           turned upright; an EXIF block that cannot be read is ignored
     animation, several pages   the first
+
+``array_images`` reads files for INPUT.FORMAT "channels", with all channels and bits.
 
 A file name says nothing about the format: it is found from the content, among those of ``FORMATS``. What Pillow hands to
 another program (PostScript to Ghostscript) is not among them.
@@ -75,9 +77,7 @@ def read_image(path: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Any:
             a kind that is not read.
         MemoryError, OSError: if this process ran out of memory or file descriptors, which is no fault of the file.
     """
-    if is_url(path):
-        return read_image_bytes(_behind_url(path), path, max_pixels)
-    return _with_file(path, lambda file: _decode(file, max_pixels))
+    return use_file(path, lambda file: _decode(file, max_pixels))
 
 
 def read_image_bytes(data: bytes, where: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Any:
@@ -86,16 +86,7 @@ def read_image_bytes(data: bytes, where: str, max_pixels: int = MAX_IMAGE_PIXELS
     Args:
         where: the bytes come from, for messages: ``shard.tar/1.jpg``.
     """
-    try:
-        if not data:
-            raise UnreadableImageError(where, "the file is empty")
-        return _decode(io.BytesIO(data), max_pixels)
-    except UnreadableImageError:
-        raise
-    except Exception as error:  # of a damaged file Pillow raises almost anything
-        if is_machine_fault(error):
-            raise
-        raise UnreadableImageError(where, _cause(error)) from error
+    return use_bytes(data, where, lambda file: _decode(file, max_pixels))
 
 
 def read_size(path: str) -> tuple[int, int]:
@@ -104,21 +95,22 @@ def read_size(path: str) -> tuple[int, int]:
     Raises:
         UnreadableImageError: if it cannot be read; see ``read_image``.
     """
-    return _with_file(path, _upright_size)
+    return use_file(path, _upright_size)
 
 
 def is_machine_fault(error: BaseException) -> bool:
     """Whether an error tells of this process or machine and not of the image that was being loaded."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _MACHINE_FAULTS)
+    is_of_process = isinstance(error, (MemoryError, ModuleNotFoundError))
+    return is_of_process or (isinstance(error, OSError) and error.errno in _MACHINE_FAULTS)
 
 
 def to_format(image: Any, image_format: str) -> Any:
-    """Convert a PIL image to "RGB" or "L", as the module's table says.
+    """Convert a PIL image to "RGB", "L" or "RGBA", as the module's table says.
 
     Raises:
         ValueError: for a mode that is refused.
     """
-    has_transparency = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    has_transparency = image_format != "RGBA" and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info)
     if image.mode == image_format and not has_transparency:
         return image
     if refused := _REFUSED_MODES.get(image.mode):
@@ -145,7 +137,15 @@ def _behind_url(url: str) -> bytes:
         raise UnreadableImageError(url, _cause(error)) from error
 
 
-def _with_file(path: str, use: Callable[[IO[bytes]], Result]) -> Result:
+def use_file(path: str, use: Callable[[IO[bytes]], Result]) -> Result:
+    """``use`` of a file, opened for reading; of what is behind a URL, of its bytes.
+
+    Raises:
+        UnreadableImageError: if it cannot be opened or is empty, or ``use`` fails in any way that is the file's fault.
+        MemoryError, OSError, ModuleNotFoundError: see ``is_machine_fault``.
+    """
+    if is_url(path):
+        return use_bytes(_behind_url(path), path, use)
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for somebody to write into it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -167,6 +167,20 @@ def _with_file(path: str, use: Callable[[IO[bytes]], Result]) -> Result:
         raise UnreadableImageError(path, _cause(error)) from error
 
 
+def use_bytes(data: bytes, where: str, use: Callable[[IO[bytes]], Result]) -> Result:
+    """``use`` of the bytes of a file; raises as ``use_file``."""
+    try:
+        if not data:
+            raise UnreadableImageError(where, "the file is empty")
+        return use(io.BytesIO(data))
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # of a damaged file Pillow raises almost anything
+        if is_machine_fault(error):
+            raise
+        raise UnreadableImageError(where, _cause(error)) from error
+
+
 def _cause(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
@@ -177,20 +191,27 @@ def _cause(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _decode(file: IO[bytes], max_pixels: int) -> Any:
+def require_size(width: int, height: int, max_pixels: int) -> None:
+    """
+    Raises:
+        ValueError: for more than ``max_pixels``.
+    """
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{width} x {height} pixels, and DATALOADER.MAX_IMAGE_PIXELS is {max_pixels}: a decompression bomb, unless the "
+            "key should be higher"
+        )
+
+
+def decode_picture(file: IO[bytes], max_pixels: int) -> Any:
+    """The ``PIL.Image`` in an open file, in its own mode, upright; also in the modes that ``read_image`` refuses."""
     from PIL import Image
 
     image = Image.open(file, formats=FORMATS)
-    if image.width * image.height > max_pixels:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels, and DATALOADER.MAX_IMAGE_PIXELS is {max_pixels}: a decompression "
-            "bomb, unless the key should be higher"
-        )
+    require_size(*image.size, max_pixels)
     turn = _orientation(image)
     reduce_before_loading(image, turn in _SIDEWAYS)
     image.load()
-    if refused := _REFUSED_MODES.get(image.mode):
-        raise ValueError(refused)
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -201,6 +222,13 @@ def _decode(file: IO[bytes], max_pixels: int) -> Any:
         8: Image.Transpose.ROTATE_90,
     }
     return image.transpose(turns[turn]) if turn in turns else image
+
+
+def _decode(file: IO[bytes], max_pixels: int) -> Any:
+    image = decode_picture(file, max_pixels)
+    if refused := _REFUSED_MODES.get(image.mode):
+        raise ValueError(refused)
+    return image
 
 
 def _upright_size(file: IO[bytes]) -> tuple[int, int]:

@@ -71,15 +71,23 @@ class FileIndex:
 class NoImagesError(FileNotFoundError):
     """A folder without images; ``found``: which other files it holds."""
 
-    def __init__(self, root: str, others: Counter[str]) -> None:
+    def __init__(self, root: str, others: Counter[str], extensions: frozenset[str] = EXTENSIONS) -> None:
         self.found = ", ".join(f"{n} x {ext or 'no extension'}" for ext, n in others.most_common(5)) or "nothing"
         super().__init__(
             f"Image folder {root} holds no image; found {self.found}. "
-            f"Accepted extensions: {' '.join(sorted(EXTENSIONS))}."
+            f"Accepted extensions: {' '.join(sorted(extensions))}."
+            + (" Arrays are listed with folder:...:arrays=true." if ".npy" in others else "")
         )
 
 
-def index_folder(root: str, *, cached: bool = True, keep_in: str = "", min_images: int = MIN_IMAGES) -> FileIndex:
+def index_folder(
+    root: str,
+    *,
+    cached: bool = True,
+    keep_in: str = "",
+    min_images: int = MIN_IMAGES,
+    extensions: frozenset[str] = EXTENSIONS,
+) -> FileIndex:
     """The images below a folder, from the index on disk if that is still true.
 
     It is true while no folder below ``root`` has had an entry added, removed or renamed. Of several processes that find
@@ -90,29 +98,32 @@ def index_folder(root: str, *, cached: bool = True, keep_in: str = "", min_image
         cached: False: neither read nor write an index.
         keep_in: file of the index; empty: one in ``cache_folder()``. A file that cannot be written is kept there, too.
         min_images: of fewer no index is kept.
+        extensions: of the files that count.
 
     Raises:
         NoImagesError: if there is no image.
         OSError: if a folder cannot be listed.
     """
     if not cached or is_url(root):
-        return _in_memory(root, _scan(root))
-    in_cache = os.path.join(cache_folder(), "index", f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.index")
+        return _in_memory(root, _scan(root, extensions))
+    which = b"" if extensions == EXTENSIONS else b"\0" + " ".join(sorted(extensions)).encode()
+    name = hashlib.sha256(os.fsencode(root) + which).hexdigest()[:32]
+    in_cache = os.path.join(cache_folder(), "index", f"{name}.index")
     places = [place for place in (keep_in, in_cache) if place]
     for place in places:
-        if (index := _read_if_true(place, root)) is not None:
+        if (index := _read_if_true(place, root, extensions)) is not None:
             return index
     with _one_at_a_time(in_cache):
         for place in places:  # another process may have made it while this one waited
-            if (index := _read_if_true(place, root)) is not None:
+            if (index := _read_if_true(place, root, extensions)) is not None:
                 return index
         start = time.monotonic()
-        scan = _scan(root)
+        scan = _scan(root, extensions)
         index = _in_memory(root, scan)
         if len(index) < min_images:
             return index
         for place in places:
-            if _write(place, index, scan):
+            if _write(place, index, scan, extensions):
                 seconds = time.monotonic() - start
                 logger.info(f"Indexed {len(index):,} images below {root} in {seconds:.1f} s; the index is {place}.")
                 return FileIndex._of_file(place, read_arrays(place))
@@ -125,10 +136,10 @@ def cache_folder() -> str:
     return os.path.abspath(os.environ.get("DINOENGINE_CACHE") or os.path.join(parent, "dinoengine"))
 
 
-def _scan(root: str) -> FolderScan:
-    scan = scan_url(root) if is_url(root) else scan_folder(root)
+def _scan(root: str, extensions: frozenset[str]) -> FolderScan:
+    scan = scan_url(root, extensions) if is_url(root) else scan_folder(root, extensions)
     if not scan.paths:
-        raise NoImagesError(root, scan.others)
+        raise NoImagesError(root, scan.others, extensions)
     return scan
 
 
@@ -140,7 +151,7 @@ def _in_memory(root: str, scan: FolderScan) -> FileIndex:
     return FileIndex(root, PathTable.of(scan.paths), labels, None if labels is None else names)
 
 
-def _write(path: str, index: FileIndex, scan: FolderScan) -> bool:
+def _write(path: str, index: FileIndex, scan: FolderScan, extensions: frozenset[str]) -> bool:
     folders = PathTable.of(folder for folder, _ in scan.folders)
     arrays = {
         "paths": index.paths.data,
@@ -153,23 +164,23 @@ def _write(path: str, index: FileIndex, scan: FolderScan) -> bool:
         arrays["labels"] = index.labels
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_arrays(path, {**_facts(index.root), "class_names": index.class_names}, arrays)
+        write_arrays(path, {**_facts(index.root, extensions), "class_names": index.class_names}, arrays)
     except OSError as error:
         logger.warning(f"The index of {index.root} cannot be kept in {path} ({error.strerror}).")
         return False
     return True
 
 
-def _facts(root: str) -> dict[str, Any]:
-    return {"version": _VERSION, "root": root, "extensions": sorted(EXTENSIONS)}
+def _facts(root: str, extensions: frozenset[str]) -> dict[str, Any]:
+    return {"version": _VERSION, "root": root, "extensions": sorted(extensions)}
 
 
-def _read_if_true(path: str, root: str) -> FileIndex | None:
+def _read_if_true(path: str, root: str, extensions: frozenset[str]) -> FileIndex | None:
     try:
         content = read_arrays(path)
     except (OSError, ValueError):
         return None
-    if any(content.facts.get(key) != value for key, value in _facts(root).items()):
+    if any(content.facts.get(key) != value for key, value in _facts(root, extensions).items()):
         return None
     stamps = content.arrays["stamps"]
     if content.mtime_ns - int(stamps.max()) < _TICK_NS:

@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
 )
+# Of arrays, which are images where somebody says so: many an .npy file beside pictures is something else.
+ARRAY_EXTENSIONS = frozenset((".npy",))
 # Listing a folder waits for the file system, above all for one on a network.
 _NUM_THREADS = 16
 
@@ -39,15 +41,16 @@ class _Listing(NamedTuple):
     others: Counter[str]
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, extensions: frozenset[str] = EXTENSIONS) -> bool:
     """Whether a file name has the extension of an image, in any case."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+    return os.path.splitext(name)[1].lower() in extensions
 
 
-def scan_folder(root: str) -> FolderScan:
+def scan_folder(root: str, extensions: frozenset[str] = EXTENSIONS) -> FolderScan:
     """All images below ``root``; hidden files and folders are left out, links are followed, each folder is listed once.
 
-    The result does not depend on the order in which the file system lists entries or threads finish.
+    An image is a file with one of the ``extensions``. The result does not depend on the order in which the file system
+    lists entries or threads finish.
 
     Raises:
         OSError: if a folder cannot be listed; names it.
@@ -66,7 +69,7 @@ def scan_folder(root: str) -> FolderScan:
                     fresh.append(folder)
                     stamps.append((os.path.relpath(folder, root), status.st_mtime_ns))
             level = []
-            for listing in threads.map(_naming(_list), fresh):
+            for listing in threads.map(_naming(lambda folder: _list(folder, extensions)), fresh):
                 level += listing.folders
                 paths += listing.images
                 others += listing.others
@@ -75,7 +78,7 @@ def scan_folder(root: str) -> FolderScan:
     return FolderScan(sorted(path[start:] for path in paths), others, stamps)
 
 
-def scan_url(url: str) -> FolderScan:
+def scan_url(url: str, extensions: frozenset[str] = EXTENSIONS) -> FolderScan:
     """All images below a folder behind a URL, by the rules of ``scan_folder``; it has no stamps.
 
     Raises:
@@ -84,8 +87,8 @@ def scan_url(url: str) -> FolderScan:
     from dinoengine.utils.url_handlers import files_below
 
     shown = [path for path in files_below(url) if not any(part.startswith(".") for part in path.split("/"))]
-    others = Counter(os.path.splitext(path)[1].lower() for path in shown if not is_image(path))
-    return FolderScan(sorted(path for path in shown if is_image(path)), others, [])
+    others = Counter(os.path.splitext(path)[1].lower() for path in shown if not is_image(path, extensions))
+    return FolderScan(sorted(path for path in shown if is_image(path, extensions)), others, [])
 
 
 def unchanged(root: str, folders: Sequence[str], stamps: Sequence[int]) -> bool:
@@ -106,7 +109,7 @@ def _stamp(folder: str) -> int | None:
         return None
 
 
-def _list(folder: str) -> _Listing:
+def _list(folder: str, extensions: frozenset[str]) -> _Listing:
     listing = _Listing([], [], Counter())
     with os.scandir(folder) as entries:
         # Sorted, so that a folder with two names (a link) is always taken under the same one.
@@ -115,7 +118,7 @@ def _list(folder: str) -> _Listing:
                 continue
             if _is_folder(entry):
                 listing.folders.append(entry.path)
-            elif is_image(entry.name):
+            elif is_image(entry.name, extensions):
                 listing.images.append(entry.path)
             else:
                 listing.others[os.path.splitext(entry.name)[1].lower()] += 1

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dinoengine.data.augmentation import pil_to_tensor
+from dinoengine.data.channels import ImageFormat, in_format, size_of
 from dinoengine.data.collate import LabelledImage
+from dinoengine.data.crop_recipe import by_channels, to_tensor
 from dinoengine.data.dataset import DataError, ImageDataset
-from dinoengine.data.decode import to_format
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.samplers import TrainingSampler
 from dinoengine.structures import IGNORE
@@ -26,7 +26,7 @@ class MaskCrop:
 
     def __init__(
         self,
-        image_format: str,
+        image_format: ImageFormat,
         *,
         resize_px: int,
         crop_size: tuple[int, int],
@@ -35,7 +35,7 @@ class MaskCrop:
     ) -> None:
         """
         Args:
-            image_format: "RGB" or "L".
+            image_format: see ``channels``.
             resize_px: shorter side before the random factor; 0: that of the image.
             crop_size: (rows, columns).
             resize_ratio: smallest and largest factor, uniform.
@@ -47,20 +47,27 @@ class MaskCrop:
         self.hflip_prob = hflip_prob
 
     def __call__(self, image: Any, mask: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """PIL image and [H, W] uint8 -> uint8 tensors [C, rows, columns] and [rows, columns]."""
+        """An image as a dataset loads it and [H, W] uint8 -> tensors [C, rows, columns], uint8 or, of Channels, float32 in
+        0..1, and [rows, columns] uint8."""
         from PIL import Image
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as F
 
-        image = to_format(image, self.image_format)
-        shorter = min(image.size)
+        image = in_format(image, self.image_format)
+        shorter = min(size_of(image))
         factor = rng.uniform(*self.resize_ratio) * (self.resize_px or shorter) / shorter
-        width, height = (max(1, round(side * factor)) for side in image.size)
+        height, width = (max(1, round(side * factor)) for side in size_of(image))
         rows, columns = self.crop_size
         top = int(rng.integers(0, max(height - rows, 0) + 1))
         left = int(rng.integers(0, max(width - columns, 0) + 1))
-        box = (left, top, min(left + columns, width), min(top + rows, height))
-        pixels = pil_to_tensor(image.resize((width, height), Image.Resampling.BICUBIC).crop(box))
-        classes = pil_to_tensor(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST).crop(box))[0]
-        filled_image = torch.zeros((len(pixels), rows, columns), dtype=torch.uint8)
+        box = (top, left, min(rows, height - top), min(columns, width - left))
+
+        def crop(part: Any, interpolation: InterpolationMode) -> Tensor:
+            return to_tensor(F.crop(F.resize(part, [height, width], interpolation), *box))
+
+        pixels = by_channels(image, lambda part: crop(part, InterpolationMode.BICUBIC))
+        classes = crop(Image.fromarray(mask), InterpolationMode.NEAREST)[0]
+        filled_image = torch.zeros((len(pixels), rows, columns), dtype=pixels.dtype)
         filled_mask = torch.full((rows, columns), IGNORE, dtype=torch.uint8)
         filled_image[:, : pixels.shape[1], : pixels.shape[2]] = pixels
         filled_mask[: pixels.shape[1], : pixels.shape[2]] = classes

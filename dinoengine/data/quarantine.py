@@ -74,6 +74,9 @@ class RemainingImages(ImageDataset):
     def limit_pixels(self, max_image_pixels: int) -> None:
         self.dataset.limit_pixels(max_image_pixels)
 
+    def load_channels(self, num_channels: int) -> None:
+        self.dataset.load_channels(num_channels)
+
 
 def without_quarantined(dataset: ImageDataset, files: Sequence[str]) -> ImageDataset:
     """The dataset without the images that the lists name; says in the log how many, and which names it does not have.

@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from dinoengine.data.crop_recipe import CropRecipe
 
 Size = tuple[int, int]  # rows, columns
@@ -53,7 +55,9 @@ def reduce_before_loading(image: Any, is_sideways: bool) -> None:
 
 
 def whole_size(image: Any) -> tuple[Size, int]:
-    """(size of the whole upright image, by what it was reduced); ask before the image is converted."""
+    """(size of the whole upright image, by what it was reduced); ask before the image is converted. Arrays never are."""
+    if isinstance(image, np.ndarray):
+        return (image.shape[0], image.shape[1]), 1
     reduced: tuple[Size, int] = image.info.get(_INFO, ((image.height, image.width), 1))
     return reduced
 

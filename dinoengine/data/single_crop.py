@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode, configurable
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, draw_crop_box
+from dinoengine.data.channels import ImageFormat, image_format, in_format, size_of
 from dinoengine.data.crop_backends import checked_backend, render_crops
 from dinoengine.data.crop_recipe import CropRecipe
-from dinoengine.data.decode import to_format
 from dinoengine.data.reduced_decode import largest_factor, scaled, whole_size
 
 
@@ -23,7 +23,7 @@ class SingleCrop:
     def __init__(
         self,
         *,
-        image_format: str,
+        image_format: ImageFormat,
         size: tuple[int, int],
         scale: tuple[float, float],
         crop_ratio: tuple[float, float],
@@ -33,7 +33,7 @@ class SingleCrop:
     ) -> None:
         """
         Args:
-            image_format: "RGB" or "L".
+            image_format: see ``channels``.
             size: (rows, columns) in pixels.
             scale: smallest and largest share of the image area.
             crop_ratio: width over height of the crop, log-uniform.
@@ -52,7 +52,7 @@ class SingleCrop:
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         crops = cfg.INPUT.GLOBAL_CROPS
         return {
-            "image_format": cfg.INPUT.FORMAT,
+            "image_format": image_format(cfg),
             "size": (crops.SIZE_PX[0], crops.SIZE_PX[-1]),
             "scale": crops.SCALE,
             "crop_ratio": cfg.INPUT.CROP_RATIO,
@@ -62,12 +62,12 @@ class SingleCrop:
         }
 
     def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
-        """([one uint8 tensor [C, rows, columns]], [])."""
+        """([one tensor [C, rows, columns]], []), uint8 or, of Channels, float32 in 0..1."""
         size, factor = whole_size(image)
-        image = to_format(image, self.image_format)
+        image = in_format(image, self.image_format)
         recipe = self._recipe(size, rng)
         if factor > 1:
-            recipe = scaled(recipe, factor, (image.height, image.width))
+            recipe = scaled(recipe, factor, size_of(image))
         return render_crops(image, [recipe], self.backend), []
 
     def reduction(self, size: tuple[int, int], rng: np.random.Generator) -> int:

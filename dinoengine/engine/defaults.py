@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint.pixels import warn_of_other_pixels
 from dinoengine.config import CfgNode
 from dinoengine.data import build_test_loader, build_train_loader
 from dinoengine.engine import hooks
@@ -107,6 +108,7 @@ class DefaultTrainer(SimpleTrainer):
             strict=cfg.MODEL.WEIGHTS_STRICT,
             metadata={"config": cfg.dump()},
             before_load=check_before_resume(cfg),
+            before_weights=warn_of_other_pixels(cfg),
             on_error=cfg.SOLVER.CHECKPOINT_ON_ERROR,
             trainer=self,
         )

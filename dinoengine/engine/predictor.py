@@ -11,6 +11,8 @@ from torch import nn
 
 from dinoengine.config import CfgNode
 from dinoengine.data import CenterCropTransform
+from dinoengine.data.array_images import read_channels
+from dinoengine.data.channels import Channels, image_format
 from dinoengine.data.decode import read_image
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.engine.setup import fit_config_to_weights, load_weights_for_evaluation
@@ -43,23 +45,30 @@ class DefaultPredictor:
         self.model: nn.Module = model.feature_model()  # type: ignore[operator]
         crop = cfg.INPUT.TEST.CROP_SIZE_PX
         self.max_image_pixels = cfg.DATALOADER.MAX_IMAGE_PIXELS
-        self.transform = CenterCropTransform(cfg.INPUT.FORMAT, cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
+        self.transform = CenterCropTransform(image_format(cfg), cfg.INPUT.TEST.RESIZE_PX, (crop[0], crop[-1]))
 
     def __call__(self, image: Any) -> BackboneOutput:
         """
         Args:
-            image: a path, a PIL image, or a uint8 array [H, W] or [H, W, C] in RGB order.
+            image: a path, a PIL image, or an array [H, W] or [H, W, C]: uint8 in RGB order or, with INPUT.FORMAT channels,
+                values as they are stored in files.
 
         Returns:
             Tokens for a batch of one, on the model's device.
 
         Raises:
             TypeError: for an array of another type.
+            ValueError: for one that has other channels than the model.
             UnreadableImageError: for a file that cannot be used as an image.
         """
+        wanted = self.transform.image_format
         if isinstance(image, (str, os.PathLike)):
-            image = read_image(os.fspath(image), self.max_image_pixels)
-        elif isinstance(image, np.ndarray):
+            path = os.fspath(image)
+            if isinstance(wanted, Channels):
+                image = read_channels(path, wanted.count, self.max_image_pixels)
+            else:
+                image = read_image(path, self.max_image_pixels)
+        elif isinstance(image, np.ndarray) and not isinstance(wanted, Channels):
             if image.dtype != np.uint8:
                 raise TypeError(f"An image array must be uint8 (0..255), got {image.dtype}; scale and round it first.")
             from PIL import Image

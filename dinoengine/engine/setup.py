@@ -19,6 +19,7 @@ from dinoengine.checkpoint import Checkpointer, CheckpointError, resumable
 from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_same_backbone, say_assumed_heads
 from dinoengine.checkpoint.files import read_content
 from dinoengine.checkpoint.layouts import read_weights
+from dinoengine.checkpoint.pixels import require_same_pixels
 from dinoengine.checkpoint.weights import Weights
 from dinoengine.config import CfgNode, ConfigError, key_origins, read_cfg, validate
 from dinoengine.config.config import flatten
@@ -377,10 +378,12 @@ def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume:
     """Load what --eval-only evaluates, the last checkpoint with --resume, else MODEL.WEIGHTS; returns its path.
 
     Raises:
-        ConfigError: if there is neither.
+        ConfigError: if there is neither, or the weights were trained with other pixels.
         CheckpointError, FileNotFoundError: if the weights cannot be loaded.
     """
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=cfg.MODEL.WEIGHTS_STRICT)
+    checkpointer = Checkpointer(
+        model, cfg.OUTPUT_DIR, strict=cfg.MODEL.WEIGHTS_STRICT, before_weights=require_same_pixels(cfg)
+    )
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise ConfigError(
             "MODEL.WEIGHTS",

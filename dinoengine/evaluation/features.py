@@ -127,7 +127,7 @@ def extract_features(model: nn.Module, data_loader: Any) -> Features:
 
 
 def extract_pixels(data_loader: Any) -> Features:
-    """The evaluation crops themselves as features, [N, C*H*W], in units of 0..255: a baseline without any model."""
+    """The evaluation crops themselves as features, [N, C*H*W], as the loader gives them: a baseline without any model."""
     collector = FeatureCollector(dataset_of(data_loader))
     for batch in data_loader:
         collector.add(batch.images.flatten(1), batch.labels, batch.indices)

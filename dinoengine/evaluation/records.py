@@ -45,6 +45,7 @@ def preprocessing(cfg: CfgNode) -> dict[str, Any]:
     test = cfg.INPUT.TEST
     return {
         "format": cfg.INPUT.FORMAT,
+        **({"value_range": list(cfg.INPUT.VALUE_RANGE)} if cfg.INPUT.VALUE_RANGE else {}),
         "resize_px": test.RESIZE_PX,
         "crop_size_px": [test.CROP_SIZE_PX[0], test.CROP_SIZE_PX[-1]],
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),

@@ -8,7 +8,7 @@ import pytest
 from dinoengine.checkpoint.classifier_config import classifier_config, config_file_text
 from dinoengine.checkpoint.heads import HeadShape
 from dinoengine.checkpoint.weights import BackboneSpec
-from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
+from dinoengine.config import CfgNode, get_cfg, validate
 from dinoengine.modeling.backbone import VisionTransformer
 from dinoengine.solver import build_lr_scheduler, scaled_lr
 from tests.checkpoint.models import SMALL, WITH_REGISTERS
@@ -84,8 +84,8 @@ def test_the_crop_is_a_multiple_of_the_patch() -> None:
 def test_one_channel_means_grey_images() -> None:
     cfg = _config(spec=replace(VITS14, in_chans=1))
     assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD) == ("L", (0.5,), (0.5,))
-    with pytest.raises(ConfigError, match="INPUT.FORMAT RGB has 3 channel"):
-        _config(spec=replace(VITS14, in_chans=4))
+    cfg = _config(spec=replace(VITS14, in_chans=2))
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.VALUE_RANGE, cfg.MODEL.PIXEL_MEAN) == ("channels", (0, 255), (0.5, 0.5))
 
 
 def test_the_file_gives_back_the_config_and_says_how_to_run_it(tmp_path: Any) -> None:

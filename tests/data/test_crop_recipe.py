@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from dinoengine.data.crop_recipe import CropRecipe, pil_to_tensor, render_reference
+from dinoengine.data.crop_recipe import CropRecipe, render_reference, to_tensor
 
 
 def _noise(mode: str = "RGB") -> Image.Image:
@@ -32,14 +32,12 @@ def test_a_recipe_of_a_box_alone_is_a_resized_crop():
     image = _noise("L")
     crop = render_reference(image, CropRecipe((0, 10, 40, 30), (8, 9)))
     assert crop.shape == (1, 8, 9)
-    assert torch.equal(
-        crop[0], pil_to_tensor(F.resized_crop(image, 0, 10, 40, 30, [8, 9], InterpolationMode.BICUBIC))[0]
-    )
+    assert torch.equal(crop[0], to_tensor(F.resized_crop(image, 0, 10, 40, 30, [8, 9], InterpolationMode.BICUBIC))[0])
 
 
 def test_a_tensor_has_memory_of_its_own():
     image = _noise()
-    tensor = pil_to_tensor(image)
+    tensor = to_tensor(image)
     assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((3, 40, 50), torch.uint8, True)
     assert tensor[1, 2, 3] == image.getpixel((3, 2))[1]  # type: ignore[index]
     tensor.zero_()

@@ -12,7 +12,7 @@ from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
 from dinoengine.data import CenterCropTransform
-from dinoengine.data.augmentation import pil_to_tensor
+from dinoengine.data.crop_recipe import to_tensor
 from dinoengine.data.decode import to_format
 
 
@@ -135,11 +135,11 @@ def test_a_transparent_colour_is_laid_on_black(mode: str, colour: int | tuple[in
     assert np.asarray(to_format(image, mode)).max() == 0
 
 
-def test_pil_to_tensor_has_channels_first_and_memory_of_its_own():
+def test_to_tensor_has_channels_first_and_memory_of_its_own():
     image = _photo(3, 5)
-    tensor = pil_to_tensor(image)
+    tensor = to_tensor(image)
     assert tensor.shape == (3, 3, 5)
     assert torch.equal(tensor, T.PILToTensor()(image))
     tensor.zero_()
     assert np.asarray(image).max() > 0
-    assert pil_to_tensor(image.convert("L")).shape == (1, 3, 5)
+    assert to_tensor(image.convert("L")).shape == (1, 3, 5)

@@ -41,7 +41,7 @@ def _content(index: FileIndex) -> tuple[list[str], list[int] | None, list[str] |
 def _count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     scans: list[str] = []
     real = file_index.scan_folder
-    monkeypatch.setattr(file_index, "scan_folder", lambda folder: scans.append(folder) or real(folder))
+    monkeypatch.setattr(file_index, "scan_folder", lambda folder, *which: scans.append(folder) or real(folder, *which))
     return scans
 
 
@@ -113,8 +113,7 @@ def test_an_index_of_another_version_or_folder_is_not_used(
     index_folder(str(root), keep_in=place, min_images=1)
     (tmp_path / "linked").symlink_to(root)
     assert index_folder(str(tmp_path / "linked"), keep_in=place, min_images=1).root == str(tmp_path / "linked")
-    monkeypatch.setattr(file_index, "EXTENSIONS", frozenset((".png", ".new")))
-    index_folder(str(tmp_path / "linked"), keep_in=place, min_images=1)
+    index_folder(str(tmp_path / "linked"), keep_in=place, min_images=1, extensions=frozenset((".png", ".new")))
     assert len(scans) == 3
 
 

@@ -12,12 +12,13 @@ from dinoengine.checkpoint.layouts.layout import Hints, Layout, is_state_dict
 from dinoengine.checkpoint.layouts.meta import published_interpolation
 from dinoengine.checkpoint.weights import CLASSIFIER_PARTS, SELF_DISTILLATION_PARTS, BackboneSpec, Weights
 from dinoengine.config import CfgNode, ConfigError, cfg_from_text, get_cfg
+from dinoengine.config.pixels import NUM_CHANNELS, assumed_format
 from dinoengine.modeling.backbone.vit import VisionTransformer
 
 logger = logging.getLogger(__name__)
 
 # Beside "config" where no run had that config: crops, pixel statistics and the recipe in it are defaults.
-_ORIGIN, _BY_CONVERSION = "config_origin", "conversion"
+ORIGIN, BY_CONVERSION = "config_origin", "conversion"
 
 
 class Own(Layout):
@@ -47,14 +48,14 @@ class Own(Layout):
                 problem = f"its config cannot be read by this version ({' '.join(str(error).split())})"
         if facts is None:
             facts = _facts_without_config(content.path, parts, hints, problem)
-        is_of_run = facts["states_shape"] and content.data.get(_ORIGIN) != _BY_CONVERSION
+        is_of_run = facts["states_shape"] and content.data.get(ORIGIN) != BY_CONVERSION
         return make_weights(
             self.name,
             content.path,
             parts,
             **facts,
             unused=unused,
-            left_out=[name for name in content.data if name not in ("model", "config", _ORIGIN)],
+            left_out=[name for name in content.data if name not in ("model", "config", ORIGIN)],
             iteration=content.data.get("iteration"),
             config=text if is_of_run else None,
         )
@@ -73,7 +74,7 @@ class Own(Layout):
                 else:
                     model[prefixes[found] + name.removeprefix(found)] = value
         data = {"model": model, "config": str(config_of(weights.spec, weights.config, weights.parts).dump())}
-        return FileContent("", data if weights.config else data | {_ORIGIN: _BY_CONVERSION}), lost
+        return FileContent("", data if weights.config else data | {ORIGIN: BY_CONVERSION}), lost
 
 
 def _split(model: StateDict, table: dict[str, tuple[str, str]]) -> tuple[dict[str, StateDict], list[str]]:
@@ -149,8 +150,8 @@ def config_of(spec: BackboneSpec, text: str | None, parts: dict[str, StateDict] 
     if len(cfg.MODEL.PIXEL_MEAN) != spec.in_chans:
         # Other channels need statistics of their own; these leave pixels in -1..1.
         cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = (0.5,) * spec.in_chans
-    if spec.in_chans == 1:
-        cfg.INPUT.FORMAT = "L"
+    if NUM_CHANNELS.get(cfg.INPUT.FORMAT, spec.in_chans) != spec.in_chans:
+        cfg.merge_from_list([word for pair in assumed_format(spec.in_chans).items() for word in pair])
     if not text:
         _state_heads(cfg, spec, parts or {})
     return cfg

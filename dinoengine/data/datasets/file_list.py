@@ -14,7 +14,6 @@ import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
-from dinoengine.data.decode import read_image
 from dinoengine.data.path_table import PathTable
 from dinoengine.utils.file_io import is_file, is_url, read_bytes
 from dinoengine.utils.registry import suggest
@@ -94,7 +93,7 @@ class FileList(ImageDataset):
         Raises:
             UnreadableImageError: if it is no image or cannot be read; names the path.
         """
-        return read_image(self.path(index), self.max_image_pixels)
+        return self.read_file(self.path(index))
 
     def label(self, index: int) -> int | None:
         return None if self._labels is None else int(self._labels[index])

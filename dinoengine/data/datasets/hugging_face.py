@@ -9,7 +9,6 @@ import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
-from dinoengine.data.decode import read_image, read_image_bytes
 from dinoengine.utils.registry import suggest
 
 # What Dataset.save_to_disk and DatasetDict.save_to_disk write.
@@ -82,8 +81,8 @@ class HuggingFaceDataset(ImageDataset):
         """
         stored = self._data[index][self._column]
         if stored["bytes"] is None:
-            return read_image(stored["path"], self.max_image_pixels)
-        return read_image_bytes(stored["bytes"], self.describe(index), self.max_image_pixels)
+            return self.read_file(stored["path"])
+        return self.read_bytes(stored["bytes"], self.describe(index))
 
     def label(self, index: int) -> int | None:
         return None if self._labels is None else int(self._labels[index])

@@ -9,8 +9,8 @@ import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
-from dinoengine.data.decode import read_image
 from dinoengine.data.file_index import FileIndex, index_folder
+from dinoengine.data.folder_scan import ARRAY_EXTENSIONS, EXTENSIONS
 from dinoengine.utils.file_io import is_url
 
 
@@ -30,12 +30,12 @@ class IndexedImages(ImageDataset):
         return self.index.path(index)
 
     def load(self, index: int) -> Any:
-        """Decode the file; see ``decode.read_image``.
+        """Decode the file; see ``read_file``.
 
         Raises:
             UnreadableImageError: if it is no image or cannot be read; names the path.
         """
-        return read_image(self.path(index), self.max_image_pixels)
+        return self.read_file(self.path(index))
 
     def label(self, index: int) -> int | None:
         return None if self.index.labels is None else int(self.index.labels[index])
@@ -49,17 +49,18 @@ class IndexedImages(ImageDataset):
 
 @DATASET_REGISTRY.register("folder")
 class ImageFolder(IndexedImages):
-    """``folder:/path[:cached=false]``: every image below a folder, or a URL that can be listed, in sorted order.
+    """``folder:/path[:cached=false][:arrays=true]``: every image below a folder, or a URL that can be listed, sorted.
 
     The label of an image is its first-level folder (``/path/cat/sub/1.jpg`` is a "cat"). Images that lie directly in
     the folder make the whole dataset unlabelled: pretraining does not care, an evaluation says so. The index of a large
     folder is kept (``file_index``).
     """
 
-    def __init__(self, root: str, cached: bool = True) -> None:
+    def __init__(self, root: str, cached: bool = True, arrays: bool = False) -> None:
         """
         Args:
             cached: False: scan the folder each time.
+            arrays: True: the .npy files below the folder instead of pictures, for INPUT.FORMAT "channels".
 
         Raises:
             FileNotFoundError: if ``root`` does not exist or holds no image.
@@ -67,12 +68,13 @@ class ImageFolder(IndexedImages):
             OSError: if a folder below it cannot be listed.
             ValueError: for a URL that cannot be listed; says why.
         """
+        extensions = ARRAY_EXTENSIONS if arrays else EXTENSIONS
         if is_url(root):
-            super().__init__(index_folder(root.rstrip("/")))
+            super().__init__(index_folder(root.rstrip("/"), extensions=extensions))
             return
         where = os.path.abspath(os.path.expanduser(root))
         if not os.path.exists(where):
             raise FileNotFoundError(f"Image folder {where} does not exist (dataset 'folder:{root}').")
         if not os.path.isdir(where):
             raise NotADirectoryError(f"{where} is a file, not a folder of images (dataset 'folder:{root}').")
-        super().__init__(index_folder(where, cached=cached))
+        super().__init__(index_folder(where, cached=cached, extensions=extensions))

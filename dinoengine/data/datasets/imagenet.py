@@ -10,7 +10,6 @@ import numpy as np
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.datasets import imagenet_extra
-from dinoengine.data.decode import read_image
 from dinoengine.data.file_index import MIN_IMAGES, FileIndex, index_folder
 from dinoengine.utils.file_io import local_folder
 from dinoengine.utils.registry import suggest
@@ -86,7 +85,7 @@ class ImageNet(ImageDataset):
         Raises:
             UnreadableImageError: if it is no image or cannot be read; names the path.
         """
-        return read_image(self.path(index), self.max_image_pixels)
+        return self.read_file(self.path(index))
 
     def label(self, index: int) -> int | None:
         return None if self._labels is None else int(self._labels[index])

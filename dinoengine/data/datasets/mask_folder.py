@@ -101,6 +101,9 @@ class MaskFolder(ImageDataset):
         self._images.limit_pixels(max_image_pixels)
         self._masks.limit_pixels(max_image_pixels)
 
+    def load_channels(self, num_channels: int) -> None:
+        self._images.load_channels(num_channels)
+
 
 def _pairs(images: ImageFolder, masks: ImageFolder) -> np.ndarray:
     """[images] int64: the mask of each."""

@@ -14,7 +14,6 @@ import numpy as np
 from dinoengine.data.array_file import read_arrays, write_arrays
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
-from dinoengine.data.decode import read_image_bytes
 from dinoengine.data.file_index import cache_folder
 from dinoengine.data.folder_scan import is_image
 from dinoengine.data.path_table import PathTable
@@ -70,7 +69,7 @@ class TarImages(ImageDataset):
         """
         offset, size = self._places[index]
         data = read_member(self.shards[self._shard_of[index]], int(offset), int(size))
-        return read_image_bytes(data, self.describe(index), self.max_image_pixels)
+        return self.read_bytes(data, self.describe(index))
 
     def describe(self, index: int) -> str:
         return f"{self.shards[self._shard_of[index]]}/{self._names[index]}"

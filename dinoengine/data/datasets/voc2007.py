@@ -82,6 +82,12 @@ class VOC2007(ImageDataset):
     def describe(self, index: int) -> str:
         return self._images.path(int(self._places[index]))
 
+    def limit_pixels(self, max_image_pixels: int) -> None:
+        self._images.limit_pixels(max_image_pixels)
+
+    def load_channels(self, num_channels: int) -> None:
+        self._images.load_channels(num_channels)
+
 
 def _read(path: str) -> Mapping[str, int]:
     """Image name -> 1, 0 or -1, in the order of the file."""

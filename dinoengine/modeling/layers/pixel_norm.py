@@ -28,7 +28,8 @@ class PixelNorm(nn.Module):
         """[B, C, H, W] uint8 (0..255) or float (0..1) -> float32 of the same shape.
 
         Raises:
-            ValueError: if it is no batch, or the number of channels is not that of mean and std.
+            ValueError: if it is no batch, the number of channels is not that of mean and std, or the values are whole
+                numbers of another type, which have no range of their own.
         """
         if images.ndim != 4:
             hint = "; a single image becomes a batch by images[None]" if images.ndim == 3 else ""
@@ -37,6 +38,11 @@ class PixelNorm(nn.Module):
             raise ValueError(
                 f"Got images with {images.shape[1]} channels, the model takes {self.pixel_mean.shape[0]} "
                 "(the length of MODEL.PIXEL_MEAN); see INPUT.FORMAT."
+            )
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(
+                f"Got images of {images.dtype}; expected uint8 (0..255) or floats in 0..1: map other values as in "
+                "training, (values - low) / (high - low) with its INPUT.VALUE_RANGE."
             )
         pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
         return (pixels - self.pixel_mean) / self.pixel_std
