@@ -46,7 +46,7 @@ def is_sharded_checkpoint(path: str) -> bool:
 
 def mesh_of(model: torch.nn.Module) -> DeviceMesh | None:
     """The processes that share ``model``; None where each has the whole."""
-    return next((p.device_mesh for p in model.parameters() if is_shared(p)), None)  # type: ignore[misc]
+    return next((p.device_mesh for p in model.parameters() if is_shared(p)), None)  # type: ignore[attr-defined]
 
 
 def is_shared(tensor: Any) -> bool:
@@ -59,7 +59,7 @@ def placed_like(value: Tensor, like: Tensor) -> Tensor:
     if is_shared(value) == is_shared(like):
         return value
     if is_shared(value):
-        return value.full_tensor()  # type: ignore[attr-defined, no-any-return]
+        return value.full_tensor()  # type: ignore[attr-defined]
     from torch.distributed.tensor import distribute_tensor
 
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
@@ -129,7 +129,7 @@ def read_sharded(path: str, mesh: DeviceMesh | None = None) -> dict[str, Any]:
     if problems:
         raise UnreadableCheckpointError(problems[0])
     content: dict[str, Any] = read_checkpoint(os.path.join(folder, _REST))["content"]
-    return _with_tensors(content, _load(folder, mesh))  # type: ignore[no-any-return]
+    return _with_tensors(content, _load(folder, mesh))
 
 
 def _load(folder: str, mesh: DeviceMesh | None) -> dict[str, Tensor]:

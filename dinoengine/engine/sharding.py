@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dinoengine.config import CfgNode
 from dinoengine.modeling.heads.dino_head import DINOHead
@@ -68,7 +68,7 @@ def build_sharded(cfg: CfgNode, build: Callable[[CfgNode], nn.Module]) -> nn.Mod
     device = training_device(cfg)
     shard(model, device, torch.bfloat16 if cfg.SOLVER.AMP.ENABLED else None)
     model.to_empty(device=device)
-    state: dict[str, Tensor] = {}
+    state: dict[str, Any] = {}
     if comm.is_main_process():
         on_cpu = cfg.clone()
         on_cpu.defrost()
@@ -119,7 +119,7 @@ def gathered_model(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Modul
     with torch.device("meta"):
         whole = build()
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    whole.to_empty(device=next(iter(state.values())).device)
+    whole.to_empty(device=next(model.parameters()).device)
     whole.load_state_dict(state)
     for mine, his in zip(whole.buffers(), model.buffers(), strict=True):
         mine.copy_(his)
