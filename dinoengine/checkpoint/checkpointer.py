@@ -40,7 +40,7 @@ from dinoengine.checkpoint.resuming import (
     read_shares,
     resumable,
 )
-from dinoengine.checkpoint.sharded import SUFFIX, mesh_of, placed_like, remove_unfinished, write_sharded
+from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, mesh_of, placed_like, remove_unfinished, write_sharded
 from dinoengine.checkpoint.writing import (
     BackgroundWriter,
     CheckpointWriteError,
@@ -197,7 +197,7 @@ class Checkpointer:
 
     def _last_good(self) -> str:
         last = pointed_name(self.save_dir)
-        return last if os.path.exists(os.path.join(self.save_dir, last)) else ""
+        return last if is_checkpoint(os.path.join(self.save_dir, last)) else ""
 
     @property
     def _mesh(self) -> DeviceMesh | None:
@@ -240,7 +240,7 @@ class Checkpointer:
         """
         names = resumable(self.save_dir)
         path = os.path.join(self.save_dir, names[0]) if names else ""
-        if path and not os.path.exists(path):
+        if path and not is_checkpoint(path):
             raise CheckpointError(
                 f"{os.path.join(self.save_dir, POINTER)} names {os.path.basename(path)}, which is not there. Write the "
                 f"name of another checkpoint of {self.save_dir} into it."

@@ -44,6 +44,11 @@ def is_sharded_checkpoint(path: str) -> bool:
     return os.path.isfile(os.path.join(path, MANIFEST))
 
 
+def is_checkpoint(path: str) -> bool:
+    """Whether ``path`` is a file, or a folder of shares that was written to its end; their content is not looked at."""
+    return os.path.isfile(path) or is_sharded_checkpoint(path)
+
+
 def mesh_of(model: torch.nn.Module) -> DeviceMesh | None:
     """The processes that share ``model``; None where each has the whole."""
     return next((p.device_mesh for p in model.parameters() if is_shared(p)), None)  # type: ignore[attr-defined]
