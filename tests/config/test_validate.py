@@ -578,3 +578,20 @@ def test_one_key_says_how_often_images_come() -> None:
     (problem,) = _problems("DATALOADER.SAMPLE_WEIGHTS", "w.npy")
     assert "go together, got 'uniform' and 'w.npy'" in problem
     assert _problems("DATALOADER.SAMPLER", "weighted", "DATALOADER.SAMPLE_WEIGHTS", "w.npy") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp16"], "fp16 is not possible with MODEL.PARALLEL fsdp"),
+        (["SOLVER.CHECKPOINT_IN_BACKGROUND", True], "all processes write together"),
+        (["MODEL.DDP.FP16_COMPRESSION", True], "of MODEL.PARALLEL ddp alone"),
+        (["TEST.PRECISE_BN.ENABLED", True], "TEST.PRECISE_BN.ENABLED is not possible"),
+    ],
+)
+def test_what_a_sharded_model_cannot_do(tiny_cfg: CfgNode, changes: list[object], message: str) -> None:
+    tiny_cfg.MODEL.PARALLEL = "fsdp"
+    validate(tiny_cfg, 2)
+    tiny_cfg.merge_from_list(changes)
+    with pytest.raises(ConfigError, match=message):
+        validate(tiny_cfg, 2)
