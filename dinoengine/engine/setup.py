@@ -33,6 +33,7 @@ from dinoengine.utils import comm
 from dinoengine.utils.env import collect_env_info, seed_all_rng
 from dinoengine.utils.file_io import atomic_write
 from dinoengine.utils.logger import setup_logger
+from dinoengine.utils.startup import process_age
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def default_argument_parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help="how long processes wait for one that is stuck before the run fails (default: 30m)",
     )
-    parser.set_defaults(started=time.monotonic())
+    parser.set_defaults(started=time.monotonic(), seconds_before=process_age())
     for flag, key in _FLAGS_FOR_KEYS.items():
         parser.add_argument(f"--{flag}", type=int, default=None, metavar="N", help=f"the same as {key} N")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")

@@ -67,16 +67,21 @@ class JSONWriter(EventWriter):
         self._append([])
 
     def _keep_rows_before(self, start_iter: int) -> float:
+        """Drop the other rows; returns the last iteration of those kept. One row at a time: a file may have millions."""
+        last_row, last_iteration, is_to_change = "", -1.0, False
         with open(self.path, encoding="utf-8") as file:
-            lines = file.readlines()
-        kept = [line for line in lines if _iteration_of(line) < start_iter]
-        self._last_row = json.loads(kept[-1]) if kept else {}
-        if kept and not kept[-1].endswith("\n"):  # a crash took the end of the line, but not of the row
-            kept[-1] += "\n"
-        if kept != lines:
-            with atomic_write(self.path, "w") as file:
-                file.writelines(kept)
-        return max((_iteration_of(line) for line in kept), default=-1.0)
+            for row in file:
+                iteration = _iteration_of(row)
+                if iteration < start_iter:
+                    last_row, last_iteration = row, max(last_iteration, iteration)
+                else:
+                    is_to_change = True
+        self._last_row = json.loads(last_row) if last_row else {}
+        # A crash may have taken the end of the last line, but not of the row.
+        if is_to_change or (last_row and not last_row.endswith("\n")):
+            with open(self.path, encoding="utf-8") as file, atomic_write(self.path, "w") as kept:
+                kept.writelines(row.rstrip("\n") + "\n" for row in file if _iteration_of(row) < start_iter)
+        return last_iteration
 
     def write(self) -> None:
         updates, self._sequence = get_event_storage().updates_since(self._sequence)
