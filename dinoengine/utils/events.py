@@ -182,9 +182,7 @@ class EventStorage:
     def updates_since(self, sequence: int) -> tuple[list[tuple[str, float, int]], int]:
         """All (name, value, iteration) put after ``sequence``, and the sequence number to ask from next time."""
         new = []
-        for number, name, value, iteration in reversed(
-            self._updates
-        ):  # from the end: what was asked for before is not looked at again
+        for number, name, value, iteration in reversed(self._updates):  # what is old is not looked at again
             if number <= sequence:
                 break
             new.append((name, value, iteration))
