@@ -1,0 +1,136 @@
+"""A few steps of a config on this machine: what a plan estimated, measured, and how fast they are."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dinoengine.config import CfgNode
+from dinoengine.data import build_train_loader
+from dinoengine.engine.simple_trainer import PRECISIONS, SimpleTrainer
+from dinoengine.engine.ssl_trainer import SSLTrainer
+from dinoengine.engine.workload import Workload, activation_bytes, require_known_parts, step_flops
+from dinoengine.modeling.meta_arch.dinov2 import DINOv2
+from dinoengine.solver import build_lr_scheduler, build_optimizer
+from dinoengine.structures import SSLBatch
+
+_WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An estimate beside what was measured."""
+
+    name: str
+    unit: str
+    estimated: float
+    measured: float
+
+    def __str__(self) -> str:
+        error = self.estimated / self.measured - 1
+        return f"{self.name}: estimated {self.estimated:,.2f} {self.unit}, measured {self.measured:,.2f} ({error:+.1%})"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """
+    Attributes:
+        images_per_second: of one process, the median over steps: a whole step without loading.
+        setting: what was run.
+    """
+
+    comparisons: list[Comparison]
+    images_per_second: float
+    setting: str
+
+
+def run_probe(cfg: CfgNode, num_processes: int, num_steps: int) -> Probe:
+    """Run steps of one process's share of the batch, on images made up; nothing is written.
+
+    Args:
+        num_steps: timed ones, after two that are not.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    share = cfg.SOLVER.IMS_PER_BATCH // num_processes
+    size = max(*cfg.INPUT.GLOBAL_CROPS.SIZE_PX, *cfg.INPUT.LOCAL_CROPS.SIZE_PX)
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", share, "DATALOADER.NUM_WORKERS", 0, "SEED", max(0, cfg.SEED)])
+    cfg.merge_from_list(["DATASETS.TRAIN", f"('synthetic:num_images={max(share, 2)}:size={size}',)"])
+    cfg.merge_from_list(["DATASETS.TRAIN_WEIGHTS", "()"])
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    model = require_known_parts(SSLTrainer.build_model(cfg))
+    trainer = SimpleTrainer(
+        model,
+        itertools.repeat(next(iter(build_train_loader(cfg)))),
+        build_optimizer(cfg, model),
+        precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32",
+        clip_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+        num_micro_batches=cfg.SOLVER.NUM_MICRO_BATCHES,
+        seed=0,
+    )
+    comparisons = _compare(trainer, model, Workload.of(cfg, 1))
+    seconds = _time_steps(cfg, trainer, model, num_steps)
+    setting = (
+        f"{share} images, {trainer.precision}, {trainer.device}, {torch.get_num_threads()} threads, {num_steps} steps"
+    )
+    return Probe(comparisons, share / statistics.median(seconds), setting)
+
+
+def _compare(trainer: SimpleTrainer, model: DINOv2, work: Workload) -> list[Comparison]:
+    batch = next(iter(trainer.data_loader)).split(trainer.num_micro_batches)[0].to(trainer.device)
+    dtype = PRECISIONS[trainer.precision]
+    with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
+        kept = measure_saved_bytes(model, batch)
+        flops = measure_flops(model, batch)
+    estimate = sum(activation_bytes(model, work).values())
+    return [
+        Comparison("kept for the backward pass", "MiB", estimate / 2**20, kept / 2**20),
+        Comparison("operations of a step", "GFLOP an image", step_flops(model, work) / 1e9, flops / len(batch) / 1e9),
+    ]
+
+
+def measure_saved_bytes(model: DINOv2, batch: SSLBatch) -> int:
+    """Bytes of the storages that a forward pass keeps for the backward pass, without parameters and the batch itself."""
+    own = [*model.parameters(), *model.buffers(), *(v for v in vars(batch).values() if isinstance(v, Tensor))]
+    known = {tensor.untyped_storage().data_ptr() for tensor in own}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(batch).total()  # alive while it is counted, so that no storage takes the place of another
+    del loss
+    return sum(storages.values())
+
+
+def measure_flops(model: DINOv2, batch: SSLBatch) -> int:
+    """Operations of a forward and backward pass as torch counts them, attention as plain products."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(batch).total().backward()
+    model.zero_grad(set_to_none=True)
+    return int(counter.get_total_flops())
+
+
+def _time_steps(cfg: CfgNode, trainer: SimpleTrainer, model: DINOv2, num_steps: int) -> list[float]:
+    scheduler = build_lr_scheduler(cfg, trainer.optimizer)
+    seconds = []
+    for trainer.iter in range(_WARM_UP_STEPS + num_steps):
+        start = time.perf_counter()
+        scheduler.apply(cfg.SOLVER.WARMUP_ITERS)
+        trainer.run_step()  # reads a flag back at its end, so the device is done
+        model.update_teacher(cfg.MODEL.TEACHER.MOMENTUM)
+        seconds.append(time.perf_counter() - start)
+    return seconds[_WARM_UP_STEPS:]

@@ -1,0 +1,208 @@
+"""What one training step of a config computes and keeps: floating-point operations and bytes, from shapes alone.
+
+Letters as in ``dinoengine/structures.py``; T is the number of tokens of a crop (CLS, registers, patches). A product of
+[m, k] and [k, n] counts 2 m k n operations; norms, GELU, softmax and the optimizer are not counted. ``engine.probe``
+compares both figures with a step that is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from dinoengine.config import CfgNode
+from dinoengine.modeling.backbone.vit import VisionTransformer
+from dinoengine.modeling.heads.dino_head import DINOHead
+from dinoengine.modeling.layers.block import Block
+from dinoengine.modeling.layers.layer_scale import LayerScale
+from dinoengine.modeling.layers.mlp import SwiGLU
+from dinoengine.modeling.meta_arch.dinov2 import DINOv2
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of one size that go through the backbone together: their number, the patches and the pixel values of each."""
+
+    num: int
+    patches: int
+    values: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A micro-batch of one process.
+
+    Attributes:
+        images: B.
+        global_crops, local_crops: the second with ``num`` 0 where there are none.
+        masked: masked patches M, the mean over batches.
+        amp: whether products are computed in 16 bits.
+    """
+
+    images: int
+    global_crops: Crops
+    local_crops: Crops
+    masked: float
+    amp: bool
+
+    @classmethod
+    def of(cls, cfg: CfgNode, world_size: int) -> Workload:
+        images = cfg.SOLVER.IMS_PER_BATCH // (world_size * cfg.SOLVER.NUM_MICRO_BATCHES)
+        channels, patch = len(cfg.MODEL.PIXEL_MEAN), cfg.MODEL.VIT.PATCH_SIZE_PX
+
+        def crops(size: tuple[int, ...], num: int) -> Crops:
+            return Crops(num, (size[0] // patch) * (size[-1] // patch), channels * size[0] * size[-1])
+
+        views = crops(cfg.INPUT.GLOBAL_CROPS.SIZE_PX, 2 * images)
+        use_locals = cfg.MODEL.LOSS.DINO_WEIGHT > 0
+        local = crops(cfg.INPUT.LOCAL_CROPS.SIZE_PX, cfg.INPUT.LOCAL_CROPS.NUM * images * use_locals)
+        share = cfg.INPUT.MASK.CROP_SHARE * sum(cfg.INPUT.MASK.RATIO) / 2
+        masked = views.num * views.patches * share if cfg.MODEL.LOSS.IBOT_WEIGHT else 0.0
+        return cls(images, views, local, masked, cfg.SOLVER.AMP.ENABLED)
+
+
+def step_flops(model: DINOv2, work: Workload) -> float:
+    """Operations of a step per image: the teacher forward, the student forward and backward (twice the forward)."""
+    views = work.global_crops
+    total = 0.0
+    for side, crops in ((model.teacher, [views]), (model.student, [views, work.local_crops])):
+        is_student = side is model.student
+        backbone = _backbone(side)
+        for group in crops:
+            kept = [_kept_share(block, group.num) if is_student else 1.0 for block in _blocks(backbone)]
+            embedding, blocks = _backbone_flops(backbone, group.patches, kept)
+            # Pixels need no gradient: the backward pass of the patch embedding is one product, not two.
+            total += group.num * ((1 + is_student) * embedding + (1 + 2 * is_student) * blocks)
+        for head, rows in _head_rows(model, side, sum(group.num for group in crops), work.masked):
+            total += (1 + 2 * is_student) * rows * 2 * _weights_of_head(head)
+    return total / work.images
+
+
+def activation_bytes(model: DINOv2, work: Workload) -> dict[str, float]:
+    """Bytes that the forward pass keeps for the backward pass, by place, without weights and the input.
+
+    "weights in 16 bits" are the copies that autocast makes of the student's products; sharded parameters are gathered in 16
+    bits and need none.
+    """
+    size = 2 if work.amp else 4
+    backbone = _backbone(model.student)
+    width = backbone.embed_dim
+    per_backbone = 0.0
+    for crops in (work.global_crops, work.local_crops):
+        tokens = crops.num * _num_tokens(backbone, crops.patches)
+        per_backbone += crops.num * crops.values * 4  # normalised pixels, for the patch embedding
+        for block in _blocks(backbone):
+            per_backbone += tokens * _kept_share(block, crops.num) * _bytes_per_token(block, width, size)
+        per_backbone += tokens * width * 4  # input of the final norm
+    # KoLeo and the metrics look at CLS tokens, which are a view of all tokens of the global crops.
+    per_backbone += work.global_crops.num * _num_tokens(backbone, work.global_crops.patches) * width * 4
+
+    heads, losses = 0.0, 0.0
+    for head, rows in _head_rows(model, model.student, work.global_crops.num + work.local_crops.num, work.masked):
+        linears = [m for m in head.mlp if isinstance(m, nn.Linear)]
+        hidden = sum(linear.out_features for linear in linears[:-1])
+        prototypes, bottleneck = head.last_layer.weight_v.shape
+        # Inputs of the linear layers and of GELU; the bottleneck before and after it is normalised.
+        heads += rows * size * (width + 2 * hidden + bottleneck) + rows * 4 * bottleneck
+        heads += size * prototypes * bottleneck  # the prototypes after weight normalisation
+        losses += rows * prototypes * 4  # log-probabilities
+    teacher_rows = _head_rows(model, model.teacher, work.global_crops.num, work.masked)
+    losses += sum(rows * head.last_layer.weight_v.shape[0] * 4 for head, rows in teacher_rows)
+    if model.dino_weight:
+        dino_head = model.student["dino_head"]
+        assert isinstance(dino_head, DINOHead)
+        prototypes = dino_head.last_layer.weight_v.shape[0]
+        # Targets of the pairs: of the other view for each global crop, of both views for local crops.
+        losses += (work.global_crops.num + bool(work.local_crops.num) * work.images) * prototypes * 4
+    copies = 2 * (sum(_weights_of_block(b) for b in _blocks(backbone)) + _patch_weights(backbone)) if work.amp else 0
+    return {"backbone": per_backbone, "heads": heads, "losses": losses, "weights in 16 bits": copies}
+
+
+def workspace_bytes(model: DINOv2, work: Workload) -> float:
+    """What a step needs for a moment beside ``activation_bytes``: gradients of the widest logits and of their logarithm."""
+    rows = _head_rows(model, model.student, work.global_crops.num + work.local_crops.num, work.masked)
+    return 2 * max((r * head.last_layer.weight_v.shape[0] * 4 for head, r in rows), default=0.0)
+
+
+def require_known_parts(model: nn.Module) -> DINOv2:
+    """
+    Raises:
+        ValueError: if the shapes of a part are not known here.
+    """
+    if not isinstance(model, DINOv2):
+        raise ValueError(f"A plan is made of self-distillation (DINOv2), not of {type(model).__name__}.")
+    for name, part in model.student.items():
+        if not isinstance(part, (VisionTransformer, DINOHead)):
+            raise ValueError(
+                f"The {name} is a {type(part).__name__}; a plan knows what VisionTransformer and DINOHead compute. Time a "
+                "few steps of it instead (benchmarks/train_step.py)."
+            )
+    return model
+
+
+def _backbone(side: nn.ModuleDict) -> VisionTransformer:
+    backbone = side["backbone"]
+    assert isinstance(backbone, VisionTransformer)
+    return backbone
+
+
+def _blocks(backbone: VisionTransformer) -> Iterator[Block]:
+    for block in backbone.blocks:
+        assert isinstance(block, Block)
+        yield block
+
+
+def _num_tokens(backbone: VisionTransformer, patches: int) -> int:
+    return 1 + backbone.num_register_tokens + patches
+
+
+def _kept_share(block: Block, num_crops: int) -> float:
+    """Share of the crops that go through a residual branch (``add_residual``)."""
+    return max(int(num_crops * (1.0 - block.drop_path_rate)), 1) / num_crops if num_crops else 0.0
+
+
+def _weights_of_block(block: Block) -> int:
+    return sum(m.in_features * m.out_features for m in block.modules() if isinstance(m, nn.Linear))
+
+
+def _patch_weights(backbone: VisionTransformer) -> int:
+    return backbone.patch_embed.proj.weight.numel()
+
+
+def _weights_of_head(head: DINOHead) -> int:
+    linears = sum(m.in_features * m.out_features for m in head.mlp if isinstance(m, nn.Linear))
+    return linears + head.last_layer.weight_v.numel()
+
+
+def _backbone_flops(backbone: VisionTransformer, patches: int, kept: list[float]) -> tuple[float, float]:
+    """Forward operations of one crop: of the patch embedding, of the blocks with their attention."""
+    tokens, width = _num_tokens(backbone, patches), backbone.embed_dim
+    blocks = sum(
+        share * (2 * tokens * _weights_of_block(block) + 4 * tokens**2 * width)
+        for block, share in zip(_blocks(backbone), kept, strict=True)
+    )
+    return 2 * patches * _patch_weights(backbone), blocks
+
+
+def _bytes_per_token(block: Block, width: int, size: int) -> float:
+    """Kept by the two residual branches of a block for each token that goes through them."""
+    num_scaled = sum(isinstance(scale, LayerScale) for scale in (block.ls1, block.ls2))
+    hidden = block.mlp.w3.in_features if isinstance(block.mlp, SwiGLU) else block.mlp.fc2.in_features
+    ffn = (4 if isinstance(block.mlp, SwiGLU) else 2) * hidden  # gate, value, SiLU, product; or before and after GELU
+    attention = 4 * width + 4 * block.attn.num_heads / size  # q, k, v, the result; the logarithm of each softmax's sum
+    norms = 2 * (4 * width + 8)  # their inputs are of the fp32 residual stream; mean and deviation
+    # With stochastic depth torch also keeps what index_add adds, of which it needs the shape alone.
+    added = 2 * 4 * width if block.drop_path_rate else 0
+    return norms + size * (2 * width + attention + ffn + num_scaled * width) + added
+
+
+def _head_rows(model: DINOv2, side: nn.ModuleDict, num_crops: int, masked: float) -> list[tuple[DINOHead, float]]:
+    """Each head of one side and the tokens it sees: the CLS token of each crop, the masked patches."""
+    rows: dict[str, float] = {}
+    if model.dino_weight:
+        rows["dino_head"] = num_crops
+    if model.ibot_weight:
+        rows[model.patch_head] = rows.get(model.patch_head, 0) + masked
+    return [(side[name], number) for name, number in rows.items()]  # type: ignore[misc]

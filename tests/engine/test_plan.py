@@ -1,0 +1,67 @@
+"""A plan: sums that can be done by hand, and the published runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from dinoengine.config import CfgNode, read_cfg
+from dinoengine.engine.plan import make_plan, render
+
+SHORT = "configs/dinov2/vitl16_short.yaml"
+
+
+def test_the_published_short_recipe() -> None:
+    plan = make_plan(read_cfg(SHORT), 32, 1_281_167)
+    assert plan.parameters.parts["backbone"] == 303_351_808
+    assert plan.flops_per_image == pytest.approx(1.15e12, rel=0.01)
+    assert plan.images_seen == 2048 * 125_000
+    assert plan.hours(92.6) == pytest.approx(24.0, abs=0.1)  # published: about a day
+    # The optimizer's two moments, student and teacher, in fp32.
+    assert plan.checkpoint_bytes == 4 * 4 * 327_014_656
+    assert plan.num_checkpoints == 3 + 1 + 1
+    text = render(plan, images_per_second=92.6)
+    assert "199.8 passes over 1,281,167" in text
+    assert "24.0 at 92.6 images/s per GPU (768 GPU hours)" in text
+
+
+def test_memory_and_traffic_of_ddp_and_fsdp(tiny_cfg: CfgNode) -> None:
+    plan = make_plan(tiny_cfg, 4)
+    ddp, fsdp = plan.memory["ddp"], plan.memory["fsdp"]
+    trained, everything = plan.parameters.trained, plan.parameters.trained + plan.parameters.teacher
+    assert (ddp["weights"], ddp["gradients"], ddp["optimizer"]) == (4 * everything, 4 * trained, 8 * trained)
+    assert ddp["gradient buckets"] == 4 * trained
+    for part in ("weights", "gradients", "optimizer"):
+        assert fsdp[part] == ddp[part] / 4
+    assert plan.traffic["ddp"]["gradients"] == 2 * 3 / 4 * 4 * trained
+    assert plan.traffic["fsdp"]["gradients"] == 3 / 4 * 4 * trained
+    assert plan.total_memory("ddp") == sum(ddp.values())
+
+
+def test_one_process_has_nothing_to_share(tiny_cfg: CfgNode) -> None:
+    plan = make_plan(tiny_cfg, 1)
+    assert plan.memory["ddp"] == plan.memory["fsdp"]
+    assert "sent by a GPU" not in render(plan)
+
+
+def test_what_is_unwise_is_said(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.DINO_HEAD.NUM_PROTOTYPES = 4096
+    tiny_cfg.MODEL.LOSS.CENTERING = "sinkhorn_knopp"
+    text = render(make_plan(tiny_cfg, 2), gpu_memory_gib=1e-6)
+    assert "more than the 24 images of the training set" in text
+    assert "Sinkhorn-Knopp spreads 8 rows" in text
+    assert "With fsdp a step needs more than the 1e-06 GiB" in text
+    tiny_cfg.SOLVER.IMS_PER_BATCH = 48
+    assert "more than one pass" in render(make_plan(tiny_cfg, 2))
+
+
+def test_data_that_is_not_at_hand_is_no_obstacle(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.DATASETS.TRAIN = ("folder:/nowhere",)
+    assert "--dataset-size gives its passes" in render(make_plan(tiny_cfg, 2))
+    assert "0.4 passes over 100" in render(make_plan(tiny_cfg, 2, 100))
+
+
+def test_what_cannot_be_planned(tiny_cfg: CfgNode) -> None:
+    with pytest.raises(ValueError, match="--num-gpus must be 1 or more, got 0"):
+        make_plan(tiny_cfg, 0)
+    with pytest.raises(ValueError, match="divisible"):
+        make_plan(tiny_cfg, 3)

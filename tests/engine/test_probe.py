@@ -1,0 +1,21 @@
+"""Steps that are run to check a plan."""
+
+from __future__ import annotations
+
+from dinoengine.config import CfgNode
+from dinoengine.engine.probe import Comparison, run_probe
+
+
+def test_a_probe_runs_the_share_of_one_process(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.freeze()
+    probe = run_probe(tiny_cfg, 2, 1)
+    assert probe.setting.startswith("2 images, fp32, cpu")
+    assert probe.images_per_second > 0
+    kept, flops = probe.comparisons
+    assert 0.5 < kept.estimated / kept.measured < 1.5  # so small that indices and norms count
+    assert 0.9 < flops.estimated / flops.measured < 1.1
+
+
+def test_a_comparison_says_by_how_much_it_is_off() -> None:
+    text = str(Comparison("kept", "MiB", 110.0, 100.0))
+    assert text == "kept: estimated 110.00 MiB, measured 100.00 (+10.0%)"

@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""What a run will take, before it is started; ``--help`` shows examples."""
+
+from __future__ import annotations
+
+import argparse
+
+from dinoengine.config import read_cfg
+from dinoengine.engine import exit_on_user_error
+from dinoengine.engine.plan import make_plan, render
+from dinoengine.utils.console import run_tool
+
+_DESCRIPTION = """
+Print parameters, operations per image, memory of a GPU by parts and traffic per step for DDP and FSDP, images seen,
+passes over the data, disk for checkpoints and, with --images-per-second or --probe, hours. No GPU is needed.
+
+--probe N runs N steps of one process's share on this machine, takes its speed for the hours, and prints the estimates of
+kept activations and operations beside what was measured. It needs the memory of such a step.
+"""
+
+_EPILOG = """
+Overrides are PATH.KEY VALUE or PATH.KEY=VALUE. Examples:
+
+  the published short recipe on its 32 GPUs, at the published speed:
+    %(prog)s --config-file configs/dinov2/vitl16_short.yaml --num-gpus 32 --images-per-second 92.6 --dataset-size 1281167
+  does ViT-g/14 fit into 80 GiB on 64 GPUs, in bf16?
+    %(prog)s --config-file configs/dinov2/vitg14.yaml --num-gpus 64 --gpu-memory 80 SOLVER.AMP.PRECISION bf16
+  how good are the estimates? On this machine, small:
+    %(prog)s --config-file configs/folder_vits16.yaml --num-gpus 1 --probe 2 SOLVER.IMS_PER_BATCH 8 \\
+        MODEL.LOSS.KOLEO_GROUP_SIZE 8 DATASETS.TRAIN synthetic
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs of the run (default: 1)")
+    parser.add_argument(
+        "--dataset-size", type=int, default=0, metavar="N", help="images, where the data is not at hand"
+    )
+    parser.add_argument("--images-per-second", type=float, default=0.0, metavar="X", help="of one GPU, for the hours")
+    parser.add_argument("--probe", type=int, default=0, metavar="N", help="run N steps here, for hours and a check")
+    parser.add_argument(
+        "--gpu-memory", type=float, default=0.0, metavar="GIB", help="of one GPU: warn if it is too little"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
+    args = parser.parse_intermixed_args(argv)
+    with exit_on_user_error():
+        cfg = read_cfg(args.config_file, args.opts)
+        plan = make_plan(cfg, args.num_gpus, args.dataset_size)
+        speed = args.images_per_second
+        if args.probe:
+            from dinoengine.engine.probe import run_probe  # torch's counters take a second to import
+
+            probe = run_probe(cfg, args.num_gpus, args.probe)
+            speed = speed or probe.images_per_second
+            print(f"probe ({probe.setting}): {probe.images_per_second:.2f} images/s")
+            print("\n".join(f"  {comparison}" for comparison in probe.comparisons), end="\n\n")
+        print(render(plan, images_per_second=speed, gpu_memory_gib=args.gpu_memory))
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
