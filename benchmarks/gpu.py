@@ -40,8 +40,7 @@ import torch
 import torch._dynamo  # by every optimizer: once, and not in each process
 from PIL import Image
 
-from dinoengine.config import CfgNode, get_cfg
-from dinoengine.config.config import flatten
+from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
 from dinoengine.data import Synthetic, build_train_loader
 from dinoengine.engine import SimpleTrainer, SSLTrainer
 from dinoengine.engine.simple_trainer import PRECISIONS
@@ -60,11 +59,24 @@ _BF16: list[Any] = ["MODEL.DEVICE", "cuda", "SOLVER.AMP.PRECISION", "bf16", "SOL
 Row = dict[str, Any]
 
 
+# What is varied: a key below MODEL and its value. A version without the key, or a device without the choice, makes a row
+# that says so.
+VARIANTS: dict[str, tuple[str, Any]] = {
+    "compiled": ("COMPILE", True),
+    "checkpointing selective": ("ACTIVATION_CHECKPOINTING", "selective"),
+    "checkpointing full": ("ACTIVATION_CHECKPOINTING", "full"),
+    "attention sdpa": ("ATTENTION", "sdpa"),
+    "attention varlen": ("ATTENTION", "varlen"),
+    "attention xformers": ("ATTENTION", "xformers"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Scale:
     """What is measured: the models (a config and what is changed in it), and how large the rest is."""
 
     models: dict[str, tuple[str, list[Any]]]
+    variants: Sequence[str]
     warm_up_steps: int
     steps: int
     matrix_size: int
@@ -81,6 +93,7 @@ FULL = Scale(
         "ViT-B/16": (_SHORT, [*_BF16, "MODEL.VIT.SIZE", "base"]),
         "ViT-S/16": (_SHORT, [*_BF16, "MODEL.VIT.SIZE", "small"]),
     },
+    variants=list(VARIANTS),
     warm_up_steps=5,
     steps=20,
     matrix_size=8192,
@@ -90,6 +103,7 @@ FULL = Scale(
 )
 TINY = Scale(
     models={"ViT-micro/8": ("configs/debug.yaml", ["MODEL.DEVICE", "cpu"])},
+    variants=[how for how in VARIANTS if how != "compiled"],  # the compiler takes longer than all the rest
     warm_up_steps=1,
     steps=2,
     matrix_size=256,
@@ -97,16 +111,6 @@ TINY = Scale(
     loader_workers=0,
     loader_batches=2,
 )
-
-# Keys of a config by what is varied. A key that this version lacks makes a row that says so.
-VARIANTS: dict[str, tuple[str, Any]] = {
-    "compiled": ("MODEL.COMPILE", True),
-    "checkpointing selective": ("MODEL.ACTIVATION_CHECKPOINTING", "selective"),
-    "checkpointing full": ("MODEL.ACTIVATION_CHECKPOINTING", "full"),
-    "attention sdpa": ("MODEL.ATTENTION", "sdpa"),
-    "attention varlen": ("MODEL.ATTENTION", "varlen"),
-    "attention xformers": ("MODEL.ATTENTION", "xformers"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,19 +131,27 @@ def tasks(scale: Scale) -> Iterator[Task]:
     for backend in ("fast", "reference"):
         how = f"{backend} crops, {scale.loader_workers} workers"
         yield Task("loader", how, lambda backend=backend: time_loader(scale, backend))
-    for how, (key, value) in VARIANTS.items():
+    for how in scale.variants:
         for name in scale.models:
-            yield Task(name, how, lambda name=name, change=(key, value): time_steps(scale, name, *change))
+            yield Task(name, how, lambda name=name, change=VARIANTS[how]: time_steps(scale, name, *change))
 
 
 # What is measured, each in its own process -------------------------------------------------------------------------------
 
 
-def time_steps(scale: Scale, name: str, *change: Any) -> Row:
+def time_steps(scale: Scale, name: str, key: str = "", value: Any = None) -> Row:
+    """
+    Args:
+        key, value: of what is varied; empty: nothing.
+    """
     cfg = config_of(scale, name)
-    if change and change[0] not in dict(flatten(cfg)):
-        return {"status": f"not available (no key {change[0]})"}
-    cfg.merge_from_list(list(change))
+    if key and key not in cfg.MODEL:
+        return {"status": f"not available: no key {key} of MODEL"}
+    cfg.merge_from_list([f"MODEL.{key}", value] if key else [])
+    try:
+        validate(cfg, world_size=1)
+    except ConfigError as error:
+        return {"status": f"not available: {' '.join(error.problems)}"}
     model = SSLTrainer.build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     build_lr_scheduler(cfg, optimizer).apply(1)  # a learning rate near 0: many steps on one batch would diverge
