@@ -131,8 +131,8 @@ def tasks(scale: Scale) -> Iterator[Task]:
     for backend in ("fast", "reference"):
         how = f"{backend} crops, {scale.loader_workers} workers"
         yield Task("loader", how, lambda backend=backend: time_loader(scale, backend))
-    for how in scale.variants:
-        for name in scale.models:
+    for name in scale.models:
+        for how in scale.variants:
             yield Task(name, how, lambda name=name, change=VARIANTS[how]: time_steps(scale, name, *change))
 
 

@@ -209,7 +209,7 @@ PARTS: dict[str, Part] = {
     "folder": (folder_size, "images", [10**n for n in range(4, 8)], [10**4, 2 * 10**4]),
     "log": (log_length, "iterations", [10**n for n in range(3, 7)], [100, 1000]),
     "hooks": (num_hooks, "hooks", [1, 10, 100, 1000, 10_000], [1, 10]),
-    "prototypes": (num_prototypes, "prototypes", [2**n for n in range(10, 19, 2)], [64, 128]),
+    "prototypes": (num_prototypes, "prototypes", [2**n for n in range(10, 20, 3)], [64, 128]),
 }
 
 
