@@ -36,6 +36,8 @@ TESTED_ELSEWHERE = {
         f"checkpoint/{name}.py": "checkpoint/test_convert.py"
         for name in (*(f"layouts/{n}" for n in ("known", "layout", "timm")),)
     },
+    "checkpoint/consolidate.py": "engine/test_sharding_processes.py",
+    "checkpoint/fitting.py": "checkpoint/test_checkpointer.py",
     "engine/hooks/collapse_symptoms.py": "engine/hooks/test_collapse.py",
     "engine/reporting.py": "engine/test_ssl_trainer.py",
     "modeling/meta_arch/feature_model.py": "modeling/meta_arch/test_student_teacher.py",

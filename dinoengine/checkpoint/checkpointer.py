@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import nn
 
 from dinoengine.checkpoint.adopt import (
@@ -27,14 +26,21 @@ from dinoengine.checkpoint.adopt import (
 )
 from dinoengine.checkpoint.files import (
     CheckpointError,
-    grouped_names,
-    read_checkpoint,
     read_content,
     short_list,
 )
+from dinoengine.checkpoint.fitting import is_of_this_model, load_into
 from dinoengine.checkpoint.layouts import detect_layout
 from dinoengine.checkpoint.layouts.layout import is_state_dict
-from dinoengine.checkpoint.resuming import POINTER, iteration_of, pointed_name, read_newest_readable, resumable
+from dinoengine.checkpoint.resuming import (
+    POINTER,
+    iteration_of,
+    pointed_name,
+    read_newest_readable,
+    read_shares,
+    resumable,
+)
+from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, mesh_of, placed_like, remove_unfinished, write_sharded
 from dinoengine.checkpoint.writing import (
     BackgroundWriter,
     CheckpointWriteError,
@@ -44,6 +50,9 @@ from dinoengine.checkpoint.writing import (
 )
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write, remove_stale_temporaries
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +66,7 @@ class Checkpointable(Protocol):
 
 
 class Checkpointer:
-    """Saves a model and whatever has a ``state_dict``; only rank 0 writes, every rank reads.
+    """Saves a model and whatever has a ``state_dict``; only rank 0 writes, of a sharded model all do; every rank reads.
 
     Attributes:
         num_failed: checkpoints that could not be written and were done without.
@@ -110,7 +119,9 @@ class Checkpointer:
         then: Callable[[], None] | None = None,
         **extra: Any,
     ) -> str:
-        """Write ``<save_dir>/<name>.pth``. A collective operation: an error is that of every rank.
+        """Write ``<save_dir>/<name>.pth``, of a sharded model the folder ``<name>.dcp``.
+
+        A collective operation: an error is that of every rank.
 
         At most one file is being written: a save waits for the one before it.
 
@@ -129,7 +140,8 @@ class Checkpointer:
             CheckpointWriteError: if it, or the one before it, cannot be written; everything on disk is as it was.
             TypeError: if a state holds what could not be read back.
         """
-        path = os.path.join(self.save_dir, f"{name}.pth")
+        is_shared = self._mesh is not None
+        path = os.path.join(self.save_dir, f"{name}{SUFFIX if is_shared else '.pth'}")
 
         def save() -> None:
             data = {
@@ -138,18 +150,22 @@ class Checkpointer:
                 **self.metadata,
                 **extra,
             }
-            if background:
+            if is_shared:
+                self._write_together(path, data, tag_last, then)
+            elif background:
                 kept = snapshot(data)
                 self._writer.start(lambda: self._write(path, kept, tag_last, then))
             else:
                 self._write(path, data, tag_last, then)
 
         self.wait()
-        return path if self._attempt(save, required=required) else ""
+        together = save if is_shared else lambda: comm.on_main_process(save)
+        return path if self._attempt(together, required=required) else ""
 
     def _attempt(self, write: Callable[[], None], *, required: bool = False) -> bool:
+        """``write``, on all processes; whether it was done."""
         try:
-            comm.on_main_process(write)
+            write()
         except CheckpointWriteError as error:
             if required or self.on_error == "stop":
                 raise
@@ -163,14 +179,29 @@ class Checkpointer:
         return True
 
     def _write(self, path: str, data: dict[str, Any], tag_last: bool, then: Callable[[], None] | None) -> None:
-        last = pointed_name(self.save_dir)
-        with explained_errors(path, data, last if os.path.isfile(os.path.join(self.save_dir, last)) else ""):
+        with explained_errors(path, data, self._last_good()):
             write_file(path, data)
-            if tag_last:
-                self.tag_last_checkpoint(os.path.basename(path))
-            if then is not None:
-                then()
+            self._written(path, tag_last, then)
+
+    def _write_together(self, path: str, data: dict[str, Any], tag_last: bool, then: Callable[[], None] | None) -> None:
+        with explained_errors(path, data, self._last_good()):
+            write_sharded(path, data)
+            comm.on_main_process(lambda: self._written(path, tag_last, then))
+
+    def _written(self, path: str, tag_last: bool, then: Callable[[], None] | None) -> None:
+        if tag_last:
+            self.tag_last_checkpoint(os.path.basename(path))
+        if then is not None:
+            then()
         logger.info("Saved checkpoint %s", path)
+
+    def _last_good(self) -> str:
+        last = pointed_name(self.save_dir)
+        return last if is_checkpoint(os.path.join(self.save_dir, last)) else ""
+
+    @property
+    def _mesh(self) -> DeviceMesh | None:
+        return mesh_of(self.model)
 
     def wait(self) -> None:
         """Until what is written in the background is on disk; a collective operation.
@@ -178,7 +209,7 @@ class Checkpointer:
         Raises:
             CheckpointWriteError: if it could not be written and ``on_error`` is "stop".
         """
-        self._attempt(self._writer.finish)
+        self._attempt(lambda: comm.on_main_process(self._writer.finish))
 
     def settle(self) -> None:
         """Like ``wait``, but of this process alone, and an error is logged: for a run that ends with another error, after
@@ -209,7 +240,7 @@ class Checkpointer:
         """
         names = resumable(self.save_dir)
         path = os.path.join(self.save_dir, names[0]) if names else ""
-        if path and not os.path.isfile(path):
+        if path and not is_checkpoint(path):
             raise CheckpointError(
                 f"{os.path.join(self.save_dir, POINTER)} names {os.path.basename(path)}, which is not there. Write the "
                 f"name of another checkpoint of {self.save_dir} into it."
@@ -245,11 +276,13 @@ class Checkpointer:
 
     def _clean_up(self) -> None:
         self._writer.finish()
-        if os.path.isdir(self.save_dir) and (removed := remove_stale_temporaries(self.save_dir)):
+        if not os.path.isdir(self.save_dir):
+            return
+        if removed := remove_stale_temporaries(self.save_dir) + remove_unfinished(self.save_dir):
             logger.info("Removed what a killed process left in %s: %s.", self.save_dir, short_list(removed))
 
     def _resume(self, pointed: str, names: list[str], reason: str) -> int:
-        found = read_newest_readable(self.save_dir, names)
+        found = read_newest_readable(self.save_dir, names, self._mesh)
         path = os.path.join(self.save_dir, found.name)
         if "iteration" not in found.data:
             raise CheckpointError(
@@ -302,8 +335,8 @@ class Checkpointer:
         content = read_content(path)
         own = self.model.state_dict()
         saved = content.data.get("model")
-        if is_state_dict(saved) and _is_of_this_model(saved, own):
-            self._load_model(saved, path, strict=self.strict, may_be_partial=True)
+        if is_state_dict(saved) and is_of_this_model(saved, own):
+            load_into(self.model, saved, path, strict=self.strict, may_be_partial=True)
             logger.info("%s: layout dinoengine, a checkpoint of this model.", path)
             return
         weights = detect_layout(content).read(content, hints_of_model(self.model))
@@ -313,9 +346,10 @@ class Checkpointer:
         log_adopted(weights, adopted, path, for_training=for_training)
         # Parts that the file does not have keep the values they have; that is no fit, and nothing to complain of.
         kept = own.keys() - adopted.state.keys() - set(required(adopted.missing))
-        self._load_model(adopted.state, path, strict=self.strict, may_be_partial=True, kept=kept)
+        load_into(self.model, adopted.state, path, strict=self.strict, may_be_partial=True, kept=kept)
         if for_training and trains_with_masks(self.model):
-            self.model.load_state_dict(fresh_mask_tokens(adopted.state, own, path), strict=False)
+            tokens = fresh_mask_tokens(adopted.state, own, path)
+            self.model.load_state_dict({key: placed_like(tokens[key], own[key]) for key in tokens}, strict=False)
 
     def load(self, path: str, *, weights_only: bool = False) -> dict[str, Any]:
         """Load a checkpoint of this model and, unless ``weights_only``, the state of every checkpointable.
@@ -331,7 +365,7 @@ class Checkpointer:
                 any difference if ``strict``, else only when nothing fits.
         """
         self.settle()
-        return self._load_data(read_checkpoint(path), path, model_only=weights_only)
+        return self._load_data(read_shares(path, self._mesh), path, model_only=weights_only)
 
     def _load_data(self, data: dict[str, Any], path: str, *, model_only: bool = False) -> dict[str, Any]:
         """Takes the states out of ``data`` and returns the rest."""
@@ -349,48 +383,8 @@ class Checkpointer:
             if self.before_load is not None:
                 self.before_load(data, path)
         # A resumed run is the run it was: there is nothing to leave out.
-        self._load_model(data.pop("model"), path, strict=self.strict or not model_only, may_be_partial=model_only)
+        load_into(self.model, data.pop("model"), path, strict=self.strict or not model_only, may_be_partial=model_only)
         if not model_only:
             for name, checkpointable in self.checkpointables.items():
                 checkpointable.load_state_dict(data.pop(name))
         return data
-
-    def _load_model(
-        self,
-        saved: dict[str, torch.Tensor],
-        path: str,
-        *,
-        strict: bool,
-        may_be_partial: bool,
-        kept: Collection[str] = (),
-    ) -> None:
-        """``kept``: entries of the model that ``saved`` need not have."""
-        own = self.model.state_dict()
-        missing = [key for key in own if key not in saved and key not in kept]
-        unexpected = [key for key in saved if key not in own]
-        misshapen = [key for key in own if key in saved and saved[key].shape != own[key].shape]
-        problems = []
-        if misshapen:
-            shapes = [f"{k} {list(saved[k].shape)} (model: {list(own[k].shape)})" for k in misshapen]
-            problems.append(f"{len(misshapen)} of another shape: {short_list(shapes)}")
-        if missing:
-            problems.append(f"{len(missing)} missing: {short_list(grouped_names(missing))}")
-        if unexpected:
-            problems.append(f"{len(unexpected)} not in the model: {short_list(grouped_names(unexpected))}")
-        num_fitting = sum(key in saved for key in own) - len(misshapen)
-        report = f"{path} does not fit the model ({num_fitting} of {len(own)} entries fit):\n  " + "\n  ".join(problems)
-        if (problems and strict) or num_fitting == 0:
-            advice = "Use the config it was trained with (config.yaml beside it)"
-            advice += ", or set MODEL.WEIGHTS_STRICT False to load only what fits." if may_be_partial else "."
-            raise CheckpointError(f"{report}\n{advice}")
-        if problems:
-            logger.warning("%s\nLoading what fits, as MODEL.WEIGHTS_STRICT is False.", report)
-        fitting = {key: saved[key] for key in own if key in saved and key not in misshapen}
-        self.model.load_state_dict(fitting, strict=False)
-
-
-def _is_of_this_model(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
-    """Whether the names are this model's; a teacher alone is not a model with a student."""
-    needs_student = any(name.startswith("student.") for name in own)
-    has_student = any(name.startswith("student.") for name in saved)
-    return bool(saved.keys() & own.keys()) and (has_student or not needs_student)

@@ -62,7 +62,7 @@ def read_content(path: str) -> FileContent:
         CheckpointError: if it is damaged, no checkpoint, or holds pickled code.
     """
     local = local_path(path)
-    if os.path.isdir(local):
+    if os.path.isdir(local) and not local.rstrip("/").endswith(".dcp"):
         weights = os.path.join(local, "model.safetensors")
         if not os.path.isfile(weights):
             found = ", ".join(sorted(os.listdir(local))[:_MOST_NAMES]) or "nothing"
@@ -76,7 +76,7 @@ def read_content(path: str) -> FileContent:
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU. Only data is read; pickled code is refused.
+    """The content of a checkpoint, a file or the folder of a sharded one, on the CPU. Only data is read, no pickled code.
 
     An ``argparse.Namespace``, in which trainings keep their arguments, is data: a dict by another name. The digest that a
     Checkpointer has put into the file is compared with its content, and left out.
@@ -87,6 +87,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         CheckpointError: if it is no checkpoint.
     """
     local = local_path(path)
+    if os.path.isdir(local) and local.rstrip("/").endswith(".dcp"):
+        from dinoengine.checkpoint.sharded import read_sharded  # which reads files as well
+
+        return read_sharded(local)
     _require_file(local, path)
     if local.endswith(_GRAPHS):
         raise CheckpointError(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError, read_checkpoint
+from dinoengine.checkpoint.sharded import SUFFIX, is_sharded_checkpoint, read_sharded
 from dinoengine.utils import comm
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 POINTER = "last_checkpoint"
-_PERIODIC = re.compile(r"model_(\d{7,})\.pth")
+_PERIODIC = re.compile(r"model_(\d{7,})\.(?:pth|dcp)")
 
 
 class Readable(NamedTuple):
@@ -35,9 +39,17 @@ def iteration_of(name: str) -> int | None:
 
 
 def periodic_checkpoints(save_dir: str) -> dict[int, str]:
-    """Iteration -> path of the ``model_<iteration>.pth`` files of a folder, in order of the iteration."""
-    found = {i: name for name in os.listdir(save_dir) if (i := iteration_of(name)) is not None}
+    """Iteration -> path of the ``model_<iteration>.pth`` files and ``.dcp`` folders of a folder, in order of the iteration.
+
+    The file where there are both; a folder that was not written to its end is none.
+    """
+    names = [name for name in sorted(os.listdir(save_dir)) if _is_complete(os.path.join(save_dir, name))]
+    found = {i: name for name in names if (i := iteration_of(name)) is not None}
     return {iteration: os.path.join(save_dir, found[iteration]) for iteration in sorted(found)}
+
+
+def _is_complete(path: str) -> bool:
+    return not path.endswith(SUFFIX) or is_sharded_checkpoint(path)
 
 
 def pointed_name(save_dir: str) -> str:
@@ -62,8 +74,16 @@ def resumable(save_dir: str) -> list[str]:
     return ([last] if last else []) + earlier[::-1]
 
 
-def read_newest_readable(save_dir: str, names: list[str]) -> Readable:
+def read_shares(path: str, mesh: DeviceMesh | None) -> dict[str, Any]:
+    """``read_checkpoint``, but of a sharded checkpoint each process of ``mesh`` reads its share (``read_sharded``)."""
+    return read_sharded(path, mesh) if mesh is not None and path.endswith(SUFFIX) else read_checkpoint(path)
+
+
+def read_newest_readable(save_dir: str, names: list[str], mesh: DeviceMesh | None = None) -> Readable:
     """Read the first of ``names`` that every process can read; a collective operation.
+
+    Args:
+        mesh: as in ``read_shares``.
 
     Raises:
         UnreadableCheckpointError: if there is none; says what is wrong with each.
@@ -74,7 +94,7 @@ def read_newest_readable(save_dir: str, names: list[str]) -> Readable:
     for name in names:
         data, problem, trouble = {}, "", ""
         try:
-            data = read_checkpoint(os.path.join(save_dir, name))
+            data = read_shares(os.path.join(save_dir, name), mesh)
         except FileNotFoundError:
             problem = f"{name} is not there."
         except CheckpointError as error:

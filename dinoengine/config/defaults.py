@@ -169,6 +169,11 @@ _C.MODEL.CLASSIFIER.MIXUP_ALPHA = 0.0
 # batch gets one of the two at random. Changes results.
 _C.MODEL.CLASSIFIER.CUTMIX_ALPHA = 0.0
 
+# How several processes share a run. "ddp": each has the whole model, gradients are averaged. "fsdp": parameters,
+# gradients and moments are split among the processes and gathered block by block (docs/scaling.md), for models that do
+# not fit. A single process has the whole model. Changes results to rounding.
+_C.MODEL.PARALLEL = "ddp"
+
 _C.MODEL.DDP = CN()
 # Let DistributedDataParallel look for parameters without gradient (slower; for models of your own).
 _C.MODEL.DDP.FIND_UNUSED_PARAMETERS = False

@@ -85,6 +85,7 @@ RULES: tuple[Rule, ...] = (
     Rule("CUDNN_BENCHMARK", DEFINED, _ROUNDING),
     Rule("FLOAT32_PRECISION", DEFINED, _ROUNDING),
     Rule("MODEL.DDP.FP16_COMPRESSION", DEFINED, _ROUNDING),
+    Rule("MODEL.PARALLEL", DEFINED, _ROUNDING),
     Rule("SOLVER.AMP.*", DEFINED, f"{_ROUNDING}; a gradient scaler that the run had not (fp16) starts afresh"),
     Rule(
         "SOLVER.NUM_MICRO_BATCHES",

@@ -93,6 +93,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "FLOAT32_PRECISION": ("highest", "high", "medium"),
     "MODEL.DEVICE": ("auto", "cpu", "cuda"),
+    "MODEL.PARALLEL": ("ddp", "fsdp"),
     "MODEL.VIT.SIZE": ("micro", "tiny", "small", "base", "large", "giant"),
     "MODEL.VIT.FFN": ("mlp", "swiglu"),
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
@@ -125,6 +126,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_input,
         _check_sizes,
         _check_names,
+        _check_sharding,
         evaluation.problems,
         _check_classifier,
     ]
@@ -289,6 +291,19 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
 def _check_precision(cfg: CfgNode) -> Iterator[str]:
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16" and cfg.MODEL.DEVICE == "cpu":
         yield "SOLVER.AMP.PRECISION fp16 needs CUDA, but the device is the CPU; use bf16, or SOLVER.AMP.ENABLED False."
+
+
+def _check_sharding(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.PARALLEL != "fsdp":
+        return
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16":
+        yield "SOLVER.AMP.PRECISION fp16 is not possible with MODEL.PARALLEL fsdp; use bf16, which needs no scaler."
+    if cfg.SOLVER.CHECKPOINT_IN_BACKGROUND:
+        yield "SOLVER.CHECKPOINT_IN_BACKGROUND is not possible with MODEL.PARALLEL fsdp: all processes write together."
+    if cfg.MODEL.DDP.FP16_COMPRESSION:
+        yield "MODEL.DDP.FP16_COMPRESSION is of MODEL.PARALLEL ddp alone."
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        yield "TEST.PRECISE_BN.ENABLED is not possible with MODEL.PARALLEL fsdp, whose evaluations see a copy of the model."
 
 
 def _check_names(cfg: CfgNode) -> Iterator[str]:

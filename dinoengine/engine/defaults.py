@@ -15,9 +15,10 @@ from dinoengine.config import CfgNode
 from dinoengine.data import build_test_loader, build_train_loader
 from dinoengine.engine import hooks
 from dinoengine.engine.optimizer_state import load_optimizer_of
-from dinoengine.engine.parallel import create_ddp_model, unwrap_model
+from dinoengine.engine.parallel import unwrap_model, wrap_model
 from dinoengine.engine.resuming import check_before_resume, fork_run, require_no_unfinished_fork
 from dinoengine.engine.run_writers import default_writers
+from dinoengine.engine.sharding import build_sharded, gathered_model, is_to_be_sharded, training_device
 from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.evaluation import (
@@ -66,16 +67,12 @@ class DefaultTrainer(SimpleTrainer):
         data_loader = self.build_train_loader(cfg)  # first: a wrong path is found before the model is built
         self.check_evaluation(cfg)  # and what only the evaluation needs, before hours of training
         self.startup.mark("data")
-        model = self.build_model(cfg)
+        model = build_sharded(cfg, self.build_model) if is_to_be_sharded(cfg) else self.build_model(cfg)
         self.startup.mark("model")
         optimizer = self.build_optimizer(cfg, model)
         self.startup.mark("optimizer")
         super().__init__(
-            create_ddp_model(
-                model,
-                fp16_compression=cfg.MODEL.DDP.FP16_COMPRESSION,
-                find_unused_parameters=cfg.MODEL.DDP.FIND_UNUSED_PARAMETERS,
-            ),
+            wrap_model(cfg, model),
             data_loader,
             optimizer,
             precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32",
@@ -187,8 +184,9 @@ class DefaultTrainer(SimpleTrainer):
         return self.last_results
 
     def _complete_final_checkpoint(self) -> None:
-        """Write ``model_final.pth`` if the run was killed after its last periodic checkpoint and before that one."""
-        if comm.on_main_process(self.checkpointer.last_checkpoint_name) != "model_final.pth" and self.start_iter:
+        """Write ``model_final`` if the run was killed after its last periodic checkpoint and before that one."""
+        last = comm.on_main_process(self.checkpointer.last_checkpoint_name)
+        if last not in ("model_final.pth", "model_final.dcp") and self.start_iter:
             self.iter = self.start_iter - 1  # as in the step that would have written it
             self.checkpointer.save("model_final", required=True, iteration=self.iter)
             self.iter = self.start_iter
@@ -273,7 +271,7 @@ class DefaultTrainer(SimpleTrainer):
         return model.feature_model() if hasattr(model, "feature_model") else model  # type: ignore[operator]
 
     def _evaluate(self) -> dict[str, Any]:
-        self.last_results = self.test(self.cfg, self.bare_model)
+        self.last_results = self.test(self.cfg, gathered_model(self.bare_model, lambda: self.build_model(self.cfg)))
         return self.last_results
 
     def build_writers(self) -> list[EventWriter]:
@@ -290,14 +288,13 @@ class DefaultTrainer(SimpleTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model on its device. Its initial weights are a function of the config (SEED) alone."""
+        """The model on its device, or on "meta" where that is asked for. Its weights are a function of the config alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.SEED)
             model = build_model(cfg)
-        device = torch.device("cuda", comm.get_local_rank()) if cfg.MODEL.DEVICE == "cuda" else torch.device("cpu")
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%s: %s trainable parameters.", type(model).__name__, f"{trainable:,}")
-        return model.to(device)
+        return model if next(model.parameters()).is_meta else model.to(training_device(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dinoengine.checkpoint import CheckpointError, read_checkpoint
+from dinoengine.checkpoint.sharded import placed_like
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     moments = {own[name]: state["state"][i] for name, i in saved.items() if i in state["state"]}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     _require_moments(own, dict(enumerate(parameters)), moments, state.get(_WITHOUT, []))
+    moments = {
+        i: {key: placed_like(v, parameters[i]) if _is_per_value(v) else v for key, v in entry.items()}
+        for i, entry in moments.items()
+    }
     optimizer.load_state_dict({"state": moments, "param_groups": own_groups})
 
 
@@ -64,13 +69,18 @@ def _require_moments(
             continue
         problems += [f"{name} ({key})" for key in sorted(expected - entry.keys())]
         for key, value in entry.items():
-            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameters[i].shape:
+            if _is_per_value(value) and value.shape != parameters[i].shape:
                 problems.append(f"{name} ({key}: shape {list(value.shape)}, expected {list(parameters[i].shape)})")
     if problems:
         raise ValueError(
             f"The optimizer state lacks moments of {_names(problems)}. Resume from another checkpoint, or start a new run "
             "from these weights with MODEL.WEIGHTS and without --resume."
         )
+
+
+def _is_per_value(value: Any) -> bool:
+    """Whether it is of the shape of a parameter, not one number for all of it."""
+    return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
 def load_optimizer_of(optimizer: torch.optim.Optimizer, path: str) -> None:

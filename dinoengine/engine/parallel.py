@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dinoengine.config import CfgNode
+from dinoengine.engine.sharding import is_to_be_sharded
 from dinoengine.utils import comm
 
 
@@ -33,6 +35,16 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
 
         ddp.register_comm_hook(state=None, hook=fp16_compress_hook)
     return ddp
+
+
+def wrap_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """What is trained: ``create_ddp_model`` with the options of MODEL.DDP, or a sharded model as it is."""
+    if is_to_be_sharded(cfg):
+        return model
+    options = cfg.MODEL.DDP
+    return create_ddp_model(
+        model, fp16_compression=options.FP16_COMPRESSION, find_unused_parameters=options.FIND_UNUSED_PARAMETERS
+    )
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

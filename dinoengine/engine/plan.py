@@ -244,7 +244,7 @@ def render(plan: Plan, *, images_per_second: float = 0.0, gpu_memory_gib: float 
     rows: list[Sequence[str]] = [
         ("parameters", f"{counts.trained:,} trained ({_list(counts.parts)}); teacher {counts.teacher:,}"),
         ("batch", f"{plan.batch:,} images on {plan.num_processes} GPU(s): {images} each, {plan.work.images} at a time"),
-        ("FLOPs per image", f"{plan.flops_per_image / 1e9:,.1f} G (teacher forward; student forward and backward; attention)"),
+        ("FLOPs per image", f"{plan.flops_per_image / 1e9:,.1f} G (teacher, student forward and backward, attention)"),
         ("images seen", f"{plan.images_seen:,} in {plan.num_iters:,} iterations{_passes(plan)}"),
         ("checkpoints", f"{plan.checkpoint_bytes / _GIB:,.2f} GiB each, {plan.num_checkpoints} at most: "
                         f"{plan.num_checkpoints * plan.checkpoint_bytes / _GIB:,.1f} GiB"),

@@ -75,9 +75,10 @@ def state_before(run_dir: str, iteration: int) -> str:
     Returns:
         Its path; empty: the run starts from its beginning.
     """
-    exact = os.path.join(run_dir, FOLDER, f"model_before_{iteration:07d}.pth")
-    if os.path.isfile(exact):
-        return exact
+    for suffix in ("pth", "dcp"):
+        exact = os.path.join(run_dir, FOLDER, f"model_before_{iteration:07d}.{suffix}")
+        if os.path.exists(exact):
+            return exact
     earlier = [path for number, path in periodic_checkpoints(run_dir).items() if number < iteration]
     return earlier[-1] if earlier else ""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError
+from dinoengine.checkpoint.sharded import is_sharded_checkpoint
 from dinoengine.config import CfgNode, ConfigError, get_cfg
 from dinoengine.config.resume_rules import (
     FREE,
@@ -95,12 +96,12 @@ def checkpoint_to_fork(source: str) -> str:
         FileNotFoundError: if there is no such file or folder.
         CheckpointError: if the folder has no checkpoint.
     """
-    if os.path.isdir(source):
+    if os.path.isdir(source) and not is_sharded_checkpoint(source):
         path = Checkpointer(nn.Identity(), source).get_checkpoint_file()
         if not path:
             raise CheckpointError(f"--fork-from: {source} has no checkpoint (last_checkpoint) to start from.")
         return path
-    if not os.path.isfile(source):
+    if not os.path.exists(source):
         raise FileNotFoundError(
             f"--fork-from: {source} does not exist; expected the OUTPUT_DIR of a run, or one of its checkpoints."
         )

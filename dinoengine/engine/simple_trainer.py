@@ -215,6 +215,8 @@ class SimpleTrainer(TrainerBase):
 
     def _gradient_sync(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         # Between micro-batches DDP must not reduce: one reduction per step is both faster and exact.
+        if hasattr(self.model, "set_requires_gradient_sync"):  # sharded: the same, set instead of entered
+            self.model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
         no_sync = getattr(self.model, "no_sync", None)
         return contextlib.nullcontext() if is_last or no_sync is None else no_sync()
 

@@ -25,6 +25,8 @@ def clip_grad_norms_(groups: dict[str, list[nn.Parameter]], max_norm: float) -> 
     for name, parameters in groups.items():
         with_grad = [p for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None])
+        if hasattr(norm, "full_tensor"):  # of sharded gradients: summed up over the processes here
+            norm = norm.full_tensor()
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(with_grad, max_norm, torch.where(norm.isfinite(), norm, 0.0))
         norms[name] = norm.to(parameters[0].device) if parameters else norm  # without gradients it is on the CPU

@@ -561,3 +561,20 @@ def test_weights_of_a_mixture_are_positive_and_one_per_entry(weights: tuple[Any,
     problems = _problems("DATASETS.TRAIN", ("digits", "synthetic"), "DATASETS.TRAIN_WEIGHTS", weights)
     assert any("TRAIN_WEIGHTS has a positive number for each of the 2 entries" in problem for problem in problems)
     assert _problems("DATASETS.TRAIN", ("digits", "synthetic"), "DATASETS.TRAIN_WEIGHTS", (1, 0.5)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp16"], "fp16 is not possible with MODEL.PARALLEL fsdp"),
+        (["SOLVER.CHECKPOINT_IN_BACKGROUND", True], "all processes write together"),
+        (["MODEL.DDP.FP16_COMPRESSION", True], "of MODEL.PARALLEL ddp alone"),
+        (["TEST.PRECISE_BN.ENABLED", True], "TEST.PRECISE_BN.ENABLED is not possible"),
+    ],
+)
+def test_what_a_sharded_model_cannot_do(tiny_cfg: CfgNode, changes: list[object], message: str) -> None:
+    tiny_cfg.MODEL.PARALLEL = "fsdp"
+    validate(tiny_cfg, 2)
+    tiny_cfg.merge_from_list(changes)
+    with pytest.raises(ConfigError, match=message):
+        validate(tiny_cfg, 2)

@@ -88,7 +88,7 @@ class BadStepRecorder(HookBase):
         except Exception as error:  # whatever it is, the bad step is what the run must report
             logger.warning("The state before the bad step cannot be saved: %s", error)
             return ""
-        return f"{name}.pth" if path else ""
+        return os.path.basename(path)
 
     def _write(self, record: dict[str, Any]) -> None:
         path = os.path.join(self._folder, record_name(record["iteration"], record["rank"]))
@@ -156,7 +156,7 @@ def images_at(data_loader: Any, positions: list[int]) -> list[str]:
 def _gradient_summary(model: torch.nn.Module) -> dict[str, Any]:
     """Names of the parameters with a NaN or infinity in their gradient, and the largest of the finite gradients."""
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    peaks = torch.stack([g.detach().abs().max().float() for g in gradients.values()]).tolist() if gradients else []
+    peaks = torch.stack([_peak(g.detach()) for g in gradients.values()]).tolist() if gradients else []
     bad = [name for name, peak in zip(gradients, peaks, strict=True) if not math.isfinite(peak)]
     finite = sorted(
         ((peak, name) for name, peak in zip(gradients, peaks, strict=True) if math.isfinite(peak)), reverse=True
@@ -167,6 +167,12 @@ def _gradient_summary(model: torch.nn.Module) -> dict[str, Any]:
         "non_finite_gradients": bad[:_NUM_NAMES],
         "largest_finite_gradients": {name: peak for peak, name in finite[:_NUM_LARGEST]},
     }
+
+
+def _peak(gradient: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude; of a sharded gradient a collective operation (this process may have no part of it)."""
+    whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    return whole.abs().max().float()
 
 
 def _number(value: float) -> float | str:

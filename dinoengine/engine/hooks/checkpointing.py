@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from dinoengine.checkpoint import Checkpointer, periodic_checkpoints
 from dinoengine.checkpoint.retention import to_remove
+from dinoengine.checkpoint.sharded import remove_checkpoint
 from dinoengine.config import ConfigError
 from dinoengine.engine.train_loop import HookBase, TrainerBase
 from dinoengine.utils import comm
@@ -100,7 +101,7 @@ class PeriodicCheckpointer(HookBase):
             paths = periodic_checkpoints(self.checkpointer.save_dir)
             for old in to_remove(paths, current=iteration, max_to_keep=self.max_to_keep, keep_every=self.keep_every):
                 try:
-                    os.remove(paths[old])
+                    remove_checkpoint(paths[old])
                 except OSError as error:
                     logger.warning("%s could not be deleted: %s.", paths[old], error.strerror)
 

@@ -173,16 +173,16 @@ class CollapseGuard(HookBase):
     def _checkpoints(folder: str) -> list[tuple[int, str]]:
         """(iteration, path) of all that a run can be resumed from, oldest first."""
         checkpoints = list(periodic_checkpoints(folder).items()) if os.path.isdir(folder) else []
-        final = os.path.join(folder, "model_final.pth")
-        if os.path.exists(final):
-            checkpoints.append((int(read_checkpoint(final)["iteration"]), final))
+        finals = [os.path.join(folder, f"model_final.{kind}") for kind in ("pth", "dcp")]
+        checkpoints += [(int(read_checkpoint(final)["iteration"]), final) for final in finals if os.path.exists(final)]
         return sorted(checkpoints)
 
     @staticmethod
     def _best_after(iteration: int, folder: str) -> list[str]:
         """The files of the best checkpoint if it is of an iteration after this one: then it is no best to come up to."""
-        best, record = (os.path.join(folder, f"model_best.{kind}") for kind in ("pth", "json"))
-        if not os.path.exists(best) or int(read_checkpoint(best)["iteration"]) <= iteration:
+        *bests, record = (os.path.join(folder, f"model_best.{kind}") for kind in ("pth", "dcp", "json"))
+        best = next((path for path in bests if os.path.exists(path)), "")
+        if not best or int(read_checkpoint(best)["iteration"]) <= iteration:
             return []
         return [path for path in (record, best) if os.path.exists(path)]  # a best without its record is none
 

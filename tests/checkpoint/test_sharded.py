@@ -1,0 +1,185 @@
+"""Folders of shares: what is written is read, and nothing that was cut short or changed is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dinoengine.checkpoint import Checkpointer, CheckpointWriteError, read_checkpoint
+from dinoengine.checkpoint import sharded as sharded_module
+from dinoengine.checkpoint.files import UnreadableCheckpointError
+from dinoengine.checkpoint.sharded import (
+    MANIFEST,
+    is_sharded_checkpoint,
+    mesh_of,
+    placed_like,
+    read_sharded,
+    remove_checkpoint,
+    remove_unfinished,
+    write_sharded,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Sharded tensors need a process group; one process is enough for what is tested here."""
+    path = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    return distribute_tensor(tensor, init_device_mesh("cpu", (1,)), [Shard(0)])
+
+
+def _model(value: float) -> nn.Linear:
+    model = nn.Linear(3, 2)
+    for name in ("weight", "bias"):
+        setattr(model, name, nn.Parameter(_shared(torch.full_like(getattr(model, name), value))))
+    return model
+
+
+def _data(value: float) -> dict[str, Any]:
+    return {
+        "model": {"w": _shared(torch.full((5, 2), value)), "center": torch.full((3,), value)},
+        "trainer": {"state": {0: {"exp_avg": _shared(torch.full((5,), value)), "step": torch.tensor(value)}}, "n": [1]},
+        "iteration": int(value),
+    }
+
+
+def test_what_is_written_is_read_whole_or_shared(tmp_path: Path) -> None:
+    path = str(tmp_path / "model_0000007.dcp")
+    write_sharded(path, _data(7.0))
+    whole = read_checkpoint(path)
+    assert torch.equal(whole["model"]["w"], torch.full((5, 2), 7.0))
+    assert torch.equal(whole["model"]["center"], torch.full((3,), 7.0))
+    assert whole["trainer"]["n"] == [1]
+    assert whole["iteration"] == 7
+    mesh = mesh_of(_model(0.0))
+    shared = read_sharded(path, mesh)
+    moment = shared["trainer"]["state"][0]["exp_avg"]
+    assert moment.device_mesh == mesh
+    assert torch.equal(moment.full_tensor(), torch.full((5,), 7.0))
+    assert shared["trainer"]["state"][0]["step"].item() == 7.0
+
+
+@pytest.mark.parametrize("stage", ["save", "_flushed", "write_file", "write_json", "_remove_others"])
+def test_a_write_that_ends_anywhere_leaves_the_old_or_the_new_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    path = str(tmp_path / "model_best.dcp")
+    write_sharded(path, _data(1.0))
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    where = torch.distributed.checkpoint if stage == "save" else sharded_module
+    monkeypatch.setattr(where, stage, fail)
+    with pytest.raises(OSError, match="No space"):
+        write_sharded(path, _data(2.0))
+    monkeypatch.undo()
+    if stage == "_remove_others":  # the new one is complete, and named
+        assert read_checkpoint(path)["iteration"] == 2
+        return
+    assert read_checkpoint(path)["iteration"] == 1
+    assert sorted(os.listdir(path)) == [MANIFEST, _shards(path)]
+
+
+def _shards(path: str) -> str:
+    return str(json.loads(Path(path, MANIFEST).read_text())["shards"])
+
+
+def test_what_a_killed_process_leaves_is_removed(tmp_path: Path) -> None:
+    good = str(tmp_path / "model_0000001.dcp")
+    write_sharded(good, _data(1.0))
+    os.makedirs(os.path.join(good, "shards_dead0000"))
+    os.makedirs(tmp_path / "model_0000002.dcp" / "shards_dead0001")
+    assert remove_unfinished(str(tmp_path)) == ["model_0000001.dcp/shards_dead0000", "model_0000002.dcp"]
+    assert read_checkpoint(good)["iteration"] == 1
+    remove_checkpoint(good)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest", "no manifest", "leads out"])
+def test_damage_is_found(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "model_0000003.dcp"
+    write_sharded(str(path), _data(3.0))
+    file = next((path / _shards(str(path))).glob("*.safetensors"))
+    content = file.read_bytes()
+    if damage == "flip":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "cut":
+        file.write_bytes(content[:-3])
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "no manifest":
+        (path / MANIFEST).unlink()
+    else:
+        manifest = json.loads((path / MANIFEST).read_text())
+        manifest["shards"] = "../elsewhere"
+        (path / MANIFEST).write_text("{" if damage == "manifest" else json.dumps(manifest))
+    assert is_sharded_checkpoint(str(path)) == (damage != "no manifest")
+    for mesh in (None, mesh_of(_model(0.0))):
+        with pytest.raises(UnreadableCheckpointError, match="damaged|not there|not written to its end"):
+            read_sharded(str(path), mesh)
+
+
+def test_a_checkpointer_falls_back_and_changes_between_whole_and_shared(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    writer = Checkpointer(_model(1.0), folder)
+    first = writer.save("model_0000000", iteration=0)
+    assert first.endswith("model_0000000.dcp")
+    writer.model = _model(2.0)
+    second = Path(writer.save("model_0000001", iteration=1))
+    assert writer.last_checkpoint_name() == "model_0000001.dcp"
+    file = next((second / _shards(str(second))).glob("*.safetensors"))
+    file.write_bytes(b"damaged")
+
+    reader = Checkpointer(_model(0.0), folder)
+    assert reader.resume_or_load("") == 1
+    assert torch.equal(reader.model.weight.full_tensor(), torch.ones(2, 3))  # type: ignore[operator, union-attr]
+    assert sorted(os.listdir(folder)) == ["damaged_0000001.dcp", "last_checkpoint", "model_0000000.dcp"]
+
+    whole = Checkpointer(nn.Linear(3, 2), folder)
+    assert whole.resume_or_load("") == 1
+    assert torch.equal(whole.model.weight, torch.ones(2, 3))  # type: ignore[arg-type]
+    whole.save("model_0000005", iteration=5)
+    again = Checkpointer(_model(0.0), folder)
+    assert again.resume_or_load("") == 6
+    assert torch.equal(again.model.bias.full_tensor(), torch.ones(2))  # type: ignore[operator, union-attr]
+
+
+def test_a_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = Checkpointer(_model(1.0), str(tmp_path))
+    checkpointer.save("model_0000000", iteration=0)
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sharded_module, "write_json", fail)
+    with pytest.raises(
+        CheckpointWriteError, match=r"No space left on device(?s:.)*last good checkpoint is model_0000000.dcp"
+    ):
+        checkpointer.save("model_0000001", iteration=1)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000000.dcp", "model_0000001.dcp"]
+    assert Checkpointer(_model(0.0), str(tmp_path)).resume_or_load("") == 1
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000000.dcp"]
+
+
+def test_tensors_are_placed_as_others_are() -> None:
+    whole, shared = torch.arange(4.0), _shared(torch.zeros(4))
+    assert placed_like(whole, whole) is whole
+    assert torch.equal(placed_like(whole, shared).full_tensor(), whole)  # type: ignore[attr-defined]
+    assert torch.equal(placed_like(placed_like(whole, shared), whole), whole)
