@@ -44,6 +44,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MODEL.DEVICE", FREE, "of the machine, not of the run"),
     Rule("MODEL.WEIGHTS*", FREE, "what a run starts from; a resumed one has started"),
     Rule("MODEL.DDP.FIND_UNUSED_PARAMETERS", FREE, "how processes work together"),
+    Rule("MODEL.ACTIVATION_CHECKPOINTING", FREE, "the same numbers, kept or computed again"),
     Rule("DATALOADER.NUM_WORKERS", FREE, "samples, crops and masks belong to positions, not to workers"),
     Rule("DATALOADER.PREFETCH_FACTOR", FREE, "samples, crops and masks belong to positions, not to workers"),
     Rule("DATALOADER.TIMEOUT_SECONDS", FREE, "samples, crops and masks belong to positions, not to workers"),
@@ -84,6 +85,8 @@ RULES: tuple[Rule, ...] = (
     Rule("DETERMINISTIC", DEFINED, _ROUNDING),
     Rule("CUDNN_BENCHMARK", DEFINED, _ROUNDING),
     Rule("FLOAT32_PRECISION", DEFINED, _ROUNDING),
+    Rule("MODEL.ATTENTION", DEFINED, _ROUNDING),
+    Rule("MODEL.COMPILE", DEFINED, _ROUNDING),
     Rule("MODEL.DDP.FP16_COMPRESSION", DEFINED, _ROUNDING),
     Rule("SOLVER.AMP.*", DEFINED, f"{_ROUNDING}; a gradient scaler that the run had not (fp16) starts afresh"),
     Rule(

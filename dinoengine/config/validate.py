@@ -93,6 +93,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "FLOAT32_PRECISION": ("highest", "high", "medium"),
     "MODEL.DEVICE": ("auto", "cpu", "cuda"),
+    "MODEL.ATTENTION": ("auto", "xformers", "varlen", "sdpa"),
+    "MODEL.ACTIVATION_CHECKPOINTING": ("none", "selective", "full"),
     "MODEL.VIT.SIZE": ("micro", "tiny", "small", "base", "large", "giant"),
     "MODEL.VIT.FFN": ("mlp", "swiglu"),
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
@@ -129,7 +131,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_classifier,
     ]
     if training:
-        checks += [_check_precision, _check_training_data]
+        checks += [_check_device, _check_training_data]
         checks += [] if _is_classifier(cfg) else [_check_losses]
     problems = [problem for check in checks for problem in check(cfg)]
     if training:
@@ -286,7 +288,14 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
         )
 
 
-def _check_precision(cfg: CfgNode) -> Iterator[str]:
+def _check_device(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.ATTENTION in ("varlen", "xformers") and cfg.MODEL.DEVICE == "cpu":
+        yield f"MODEL.ATTENTION {cfg.MODEL.ATTENTION} needs CUDA, but the device is the CPU; use auto or sdpa."
+    if cfg.MODEL.COMPILE and cfg.MODEL.ACTIVATION_CHECKPOINTING == "selective":
+        yield (
+            "MODEL.COMPILE chooses itself what it computes again within a block; with it MODEL.ACTIVATION_CHECKPOINTING is "
+            "none or full, not selective."
+        )
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16" and cfg.MODEL.DEVICE == "cpu":
         yield "SOLVER.AMP.PRECISION fp16 needs CUDA, but the device is the CPU; use bf16, or SOLVER.AMP.ENABLED False."
 
