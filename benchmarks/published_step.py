@@ -149,9 +149,7 @@ class PublishedStep(nn.Module):
         cls_tokens = torch.cat((second, first))  # so that a student's view meets the teacher's other one
         buffer = tokens.new_zeros(upper_bound + len(cls_tokens), tokens.shape[-1])
         buffer[: len(cls_tokens)] = cls_tokens
-        torch.index_select(
-            tokens[:, 1:].flatten(0, 1), 0, indices, out=buffer[len(cls_tokens) :][: len(indices)]
-        )
+        torch.index_select(tokens[:, 1:].flatten(0, 1), 0, indices, out=buffer[len(cls_tokens) :][: len(indices)])
         logits = self.teacher["head"](buffer)
         cls_logits, patch_logits = logits[: len(cls_tokens)], logits[len(cls_tokens) :][: len(indices)]
         return list(sinkhorn_knopp(cls_logits).chunk(2)), sinkhorn_knopp(patch_logits)

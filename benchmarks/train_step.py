@@ -87,9 +87,7 @@ def main() -> None:
             process.end()
 
 
-def report(
-    seconds: dict[str, list[float]], memory: dict[str, float], flops: dict[str, float], num_images: int
-) -> None:
+def report(seconds: dict[str, list[float]], memory: dict[str, float], flops: dict[str, float], num_images: int) -> None:
     """Print a row per contender, then the ratios between those that do the same work."""
     product = seconds.get("matrix product")
     for name, times in seconds.items():
@@ -99,7 +97,9 @@ def report(
         if name != "matrix product":
             row += f"  {num_images / median:7.2f} images/s  {flops[name] / 1e9:6.0f} GFLOP  peak {memory[name]:.0f} MiB"
             if product:
-                shares = [flops[name] / t / (2 * MatrixProduct.SIZE**3 / p) for t, p in zip(times, product, strict=True)]
+                shares = [
+                    flops[name] / t / (2 * MatrixProduct.SIZE**3 / p) for t, p in zip(times, product, strict=True)
+                ]
                 row += f"  {statistics.median(shares):.2f} of the matrix rate"
         print(row)
     for mine, theirs in (("ours", "published"), ("our backbone", "timm backbone")):

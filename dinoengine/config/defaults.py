@@ -72,8 +72,8 @@ _C.MODEL.BACKBONE.NAME = "VisionTransformer"
 # "xformers": global and local crops of the student in one pass, CUDA only. "auto": on CUDA the first of varlen and xformers
 # that works for the precision and the width of the heads, which is tried once; else sdpa. Changes results to rounding.
 _C.MODEL.ATTENTION = "auto"
-# What VisionTransformer keeps for the backward pass: "none" (everything), "selective" (matrix products and attention; norms,
-# GELU and sums are computed again) or "full" (the input of each block). Less memory, more time; does not change results.
+# What VisionTransformer computes again in the backward pass: "none", "selective" (norms, GELU and sums, but no matrix
+# product and no attention) or "full" (whole blocks). Less memory, more time; does not change results.
 _C.MODEL.ACTIVATION_CHECKPOINTING = "none"
 # torch.compile of each block of VisionTransformer: the first steps wait for the compiler, a C++ compiler must be there.
 # Changes results to rounding.

@@ -102,7 +102,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.FORMAT": ("RGB", "L"),
     "INPUT.AUGMENTATION_BACKEND": ("reference", "fast"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
-    "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
+    "SOLVER.AMP.PRECISION": ("auto", "bf16", "fp16", "fp32"),
     "SOLVER.CHECKPOINT_ON_ERROR": ("stop", "continue"),
     "COLLAPSE_GUARD.ACTION": ("off", "warn", "stop", "rollback"),
 }
@@ -344,8 +344,8 @@ def _warnings(cfg: CfgNode) -> Iterator[str]:
     total = cfg.SOLVER.MAX_ITER
     if total <= cfg.SOLVER.WARMUP_ITERS:
         yield f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} >= SOLVER.MAX_ITER {total}: the LR never reaches its peak."
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        yield "SOLVER.AMP.ENABLED on the CPU: most CPUs are slower in bf16 than in fp32; measure, or set it to False."
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "bf16" and cfg.MODEL.DEVICE == "cpu":
+        yield "SOLVER.AMP on the CPU: most CPUs are slower in bf16 than in fp32; SOLVER.AMP.PRECISION auto measures."
     period, keep_every = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP_EVERY
     if keep_every and (not period or keep_every % period):
         yield (

@@ -97,13 +97,14 @@ class Block(nn.Module):
         """Each [B, T, D] -> [B, T, D]; with ``picked`` only the tokens that are needed: [P, D].
 
         Args:
-            plan: None: without stochastic depth, group by group.
+            plan: None: drawn now, and group by group.
             picked: for each group [P] int64, indices into its B * T tokens. Attention still sees all tokens; its output
                 layer and the feed-forward run on these alone, which makes a last block cheap.
         """
         if plan is None:
             shapes = tuple((g.shape[0], g.shape[1]) for g in groups)
-            plan = self.plan(shapes, [Draws(None, None)] * len(groups), groups[0].device)
+            draws = [self.draw(batch, groups[0].device) for batch, _ in shapes]
+            plan = self.plan(shapes, draws, groups[0].device)
         if picked is not None:
             return self._forward_picked(groups, plan, picked)
         for branch, kept in (
