@@ -32,6 +32,8 @@ setup(
         "tabulate",
         "tqdm",
         "scikit-learn",
+        # groups of images that look alike; scikit-learn needs it anyway
+        "scipy",
         "Pillow",
         "numpy",
         "PyYAML",

@@ -42,6 +42,7 @@ from PIL import Image
 
 from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
 from dinoengine.data import Synthetic, build_train_loader
+from dinoengine.data.loader_timing import loader_rate
 from dinoengine.engine import SimpleTrainer, SSLTrainer
 from dinoengine.engine.simple_trainer import PRECISIONS
 from dinoengine.engine.workload import Workload, step_flops
@@ -169,9 +170,8 @@ def time_steps(scale: Scale, name: str, key: str = "", value: Any = None) -> Row
         trainer.run_step()
         model.update_teacher(0.99)
 
-    for _ in range(scale.warm_up_steps):
-        step()
-    seconds = statistics.median(timed(step, trainer.device) for trainer.iter in range(scale.steps))
+    times = [timed(step, trainer.device) for trainer.iter in range(scale.warm_up_steps + scale.steps)]
+    seconds = statistics.median(times[scale.warm_up_steps :])
     flops = step_flops(model, Workload.of(cfg, 1)) * cfg.SOLVER.IMS_PER_BATCH
     return {
         "batch": cfg.SOLVER.IMS_PER_BATCH,
@@ -213,16 +213,9 @@ def time_loader(scale: Scale, backend: str) -> Row:
         cfg.merge_from_list(["DATASETS.TRAIN", f"('folder:{folder}',)", "INPUT.AUGMENTATION_BACKEND", backend])
         cfg.merge_from_list(["DATALOADER.NUM_WORKERS", scale.loader_workers, "MODEL.DEVICE", "cpu"])
         torch.set_num_threads(1)
-        batches = iter(build_train_loader(cfg))
-        for _ in range(1 + scale.loader_workers * cfg.DATALOADER.PREFETCH_FACTOR):  # those that wait in the queues
-            next(batches)
-        start = time.perf_counter()
-        for _ in range(scale.loader_batches):
-            next(batches)
-        seconds = (time.perf_counter() - start) / scale.loader_batches
-        del batches
+        rate = loader_rate(cfg, scale.loader_batches)
     batch = cfg.SOLVER.IMS_PER_BATCH
-    return {"batch": batch, "seconds": seconds, "images_per_second": batch / seconds}
+    return {"batch": batch, "seconds": batch / rate, "images_per_second": rate}
 
 
 def compared(flops_per_second: float, scale: Scale, dtype: torch.dtype, device: torch.device) -> Row:

@@ -26,6 +26,12 @@ IGNORE = 255
 Batch = TypeVar("Batch", "SSLBatch", "ImageBatch")
 
 
+def _record_stream(batch: SSLBatch | ImageBatch, stream: Any) -> None:
+    for value in (getattr(batch, f.name) for f in fields(batch)):
+        if isinstance(value, Tensor):
+            value.record_stream(stream)
+
+
 def _map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     """A copy of a dataclass with ``function`` applied to each of its tensors."""
     values: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch)}
@@ -116,6 +122,10 @@ class SSLBatch:
         """Called by the DataLoader when ``pin_memory=True``."""
         return _map_tensors(self, lambda t: t.pin_memory())
 
+    def record_stream(self, stream: Any) -> None:
+        """Tell torch's allocator that a CUDA stream, on which this batch was not made, uses its tensors."""
+        _record_stream(self, stream)
+
     def split(self, num_parts: int) -> list[SSLBatch]:
         """Cut into ``num_parts`` batches of B / num_parts consecutive images each, keeping the view-major layout.
 
@@ -185,6 +195,10 @@ class ImageBatch:
     def pin_memory(self) -> ImageBatch:
         """Called by the DataLoader when ``pin_memory=True``."""
         return _map_tensors(self, lambda t: t.pin_memory())
+
+    def record_stream(self, stream: Any) -> None:
+        """Tell torch's allocator that a CUDA stream, on which this batch was not made, uses its tensors."""
+        _record_stream(self, stream)
 
     def split(self, num_parts: int) -> list[ImageBatch]:
         """Cut into ``num_parts`` batches of B / num_parts consecutive images each.

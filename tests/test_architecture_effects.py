@@ -210,6 +210,7 @@ TESTED_ELSEWHERE = {
     "MODEL.CLASSIFIER.MIXUP_ALPHA": "meta_arch/test_classifier; no key of pretraining",
     "MODEL.CLASSIFIER.CUTMIX_ALPHA": "meta_arch/test_classifier; no key of pretraining",
     "DATALOADER.MAX_IMAGE_PIXELS": "data/test_decode, data/test_build; needs files",
+    "DATASETS.QUARANTINE": "data/test_quarantine; needs files",
     "INPUT.FORMAT": "data; changes the number of channels with it",
     "SOLVER.NUM_MICRO_BATCHES": "below, to rounding",
     "TEST.EXPECTED_RESULTS": "evaluation; ends the process",

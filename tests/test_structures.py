@@ -134,3 +134,17 @@ def test_bad_images_stay_with_a_batch(kind: str) -> None:
     batch = replace(batch, bad_images=bad)
     moved: list[SSLBatch | ImageBatch] = [batch.to("meta"), *batch.split(2)]
     assert [part.bad_images for part in moved] == [bad] * 3
+
+
+def test_record_stream_reaches_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[tuple[int, ...], str]] = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: seen.append((tuple(self.shape), stream)))
+    ImageBatch(torch.zeros(2, 1, 4, 4), None, torch.arange(2)).record_stream("side")
+    SSLBatch(torch.zeros(4, 1, 4, 4), torch.zeros(2, 1, 2, 2), None, torch.arange(2), 2, 1).record_stream("side")
+    assert seen == [
+        ((2, 1, 4, 4), "side"),
+        ((2,), "side"),
+        ((4, 1, 4, 4), "side"),
+        ((2, 1, 2, 2), "side"),
+        ((2,), "side"),
+    ]

@@ -272,6 +272,10 @@ _C.DATASETS.TRAIN = ()
 # Every entry is gone through again and again in an order of its own. (): entries are one set, each image once per pass.
 # Changes results.
 _C.DATASETS.TRAIN_WEIGHTS = ()
+# Lists of images of TRAIN that are left out: text files with a name per line, as tools/check_dataset.py writes them. An
+# image is left out if its name (a file's absolute path) is in one of them, character for character. The log says how many
+# are, and how many names no image has. Changes results.
+_C.DATASETS.QUARANTINE = ()
 # Labelled datasets to evaluate on.
 _C.DATASETS.TEST = ()
 

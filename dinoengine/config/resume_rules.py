@@ -121,6 +121,7 @@ RULES: tuple[Rule, ...] = (
     Rule("INPUT.MASK.*", REFUSED, _DATA),
     Rule("DATASETS.TRAIN", REFUSED, _DATA),
     Rule("DATASETS.TRAIN_WEIGHTS", REFUSED, _DATA),
+    Rule("DATASETS.QUARANTINE", REFUSED, _DATA),
     Rule("DATALOADER.MAX_IMAGE_PIXELS", REFUSED, _DATA),  # which images are replaced
     Rule(
         "SOLVER.IMS_PER_BATCH",

@@ -316,7 +316,7 @@ def _check_sharding(cfg: CfgNode) -> Iterator[str]:
 
 
 def _check_names(cfg: CfgNode) -> Iterator[str]:
-    for key in ("DATASETS.TRAIN", "DATASETS.TEST", *evaluation.NAME_LISTS):
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.QUARANTINE", *evaluation.NAME_LISTS):
         if not all(isinstance(name, str) and name for name in _get(cfg, key)):
             yield f"{key} must list names, got {_get(cfg, key)}; write a number in quotes if it is a name."
 

@@ -16,6 +16,7 @@ from dinoengine.data.collate import LabelledImage, SSLCollate, collate_images
 from dinoengine.data.dataset import ConcatImageDataset, DataError, ImageDataset, require_labels
 from dinoengine.data.mask_crops import MaskCrop, MaskStream
 from dinoengine.data.masking import BlockMasking, MaskPlan
+from dinoengine.data.quarantine import without_quarantined
 from dinoengine.data.samplers import InferenceSampler, MixtureSampler, PositionBatches, TrainingSampler
 from dinoengine.data.streams import NUM_REPLACEMENTS, LabelledStream, TrainingStream
 from dinoengine.utils import comm
@@ -78,7 +79,7 @@ def build_train_loader(
     """
     if cfg.SEED < 0:
         raise ValueError(f"A training loader needs a seed >= 0, got SEED {cfg.SEED}; default_setup draws one for -1.")
-    dataset = build_datasets(cfg.DATASETS.TRAIN)
+    dataset = without_quarantined(build_datasets(cfg.DATASETS.TRAIN), cfg.DATASETS.QUARANTINE)
     dataset.limit_pixels(cfg.DATALOADER.MAX_IMAGE_PIXELS)
     num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     if num_classes:
@@ -174,12 +175,13 @@ def _worker_options(cfg: CfgNode) -> dict[str, Any]:
     if num_workers:
         options |= {
             "prefetch_factor": cfg.DATALOADER.PREFETCH_FACTOR,
-            "worker_init_fn": _init_worker,
+            "worker_init_fn": init_worker,
         }
     return options
 
 
-def _init_worker(worker_id: int) -> None:
+def init_worker(worker_id: int) -> None:
+    """What a worker process does first: one thread, and signals are the main process's business."""
     # Workers share the cores with each other and with the training process; each works on one image at a time.
     torch.set_num_threads(1)
     _leave_signals_to_the_trainer()

@@ -4,8 +4,8 @@ Order of one iteration::
 
     before_step hooks                      schedules set LR, weight decay, teacher temperature
     run_step:
-        next batch, to the device
-        forward and backward, in num_micro_batches parts
+        the batch, on the device
+        forward and backward, in num_micro_batches parts; on CUDA the next batch is fetched and copied meanwhile
         unscale (fp16)  ->  after_backward hooks            gradients are complete and unscaled
         clip per sub-module, check loss and gradients on all ranks together
         before_optimizer_step hooks                         a guard may ask to skip the step
@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dinoengine.engine.fetching import BatchFetcher
+from dinoengine.engine.device_batches import DeviceBatches
 from dinoengine.engine.optimizer_state import load_optimizer_state, optimizer_state
 from dinoengine.engine.parallel import unwrap_model
 from dinoengine.engine.train_loop import TrainerBase, require_parts
@@ -114,7 +113,7 @@ class SimpleTrainer(TrainerBase):
         self.bad_images: list[tuple[int, BadImage]] = []
         self.data_time = 0.0
         self.last_losses: dict[str, Tensor] = {}
-        self._fetcher: BatchFetcher | None = None
+        self._batches: DeviceBatches | None = None
         self._pending_metrics: list[tuple[int, dict[str, Tensor], dict[str, Tensor], float]] = []
 
     def reset_data_loader(self, builder: Callable[[], Iterable[Any]]) -> None:
@@ -125,9 +124,9 @@ class SimpleTrainer(TrainerBase):
 
     def close_data_loader(self) -> None:
         """End the loader's workers; they start anew at the next step."""
-        if self._fetcher is not None:
-            self._fetcher.close()
-        self._fetcher = None
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
 
     def run_step(self) -> None:
         """One optimizer step; see the module docstring for the order.
@@ -139,9 +138,9 @@ class SimpleTrainer(TrainerBase):
         """
         if not self.model.training:
             raise RuntimeError("The model was left in eval mode; call model.train() after evaluating it in a hook.")
-        start = time.perf_counter()
-        batch = self._next_batch()
-        self.data_time = time.perf_counter() - start
+        if self._batches is None:
+            self._batches = DeviceBatches(self.data_loader, self.device)
+        batch, self.data_time = self._batches.fetch(self.iter)
         self.bad_images += [(self.iter, bad) for bad in getattr(batch, "bad_images", ())]
         if self.seed is not None:  # after the batch: starting a loader draws from the generator too
             seed_step_rng(self.seed, self.iter, comm.get_rank())
@@ -149,6 +148,8 @@ class SimpleTrainer(TrainerBase):
         # Centres and the like, which the forward pass moves: a step that is refused leaves them as they were.
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         losses, metrics = self._forward_backward(batch)
+        if self.iter + 1 < self.max_iter:
+            self._batches.fetch_ahead(self.iter + 1)  # the device still computes; the check below waits for it
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
         self.after_backward()
@@ -167,12 +168,6 @@ class SimpleTrainer(TrainerBase):
         self._pending_metrics.append((self.iter, losses, {**metrics, "grad_norm": grad_norm}, self.data_time))
         if (self.iter + 1) % self.gather_metric_period == 0:
             self.flush_metrics()
-
-    def _next_batch(self) -> Any:
-        if self._fetcher is None:
-            self._fetcher = BatchFetcher(self.data_loader)
-        batch = self._fetcher.fetch(self.iter)
-        return batch.to(self.device, non_blocking=True) if hasattr(batch, "to") else batch
 
     def _forward_backward(self, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Gradients of the mean loss over micro-batches; returns what was optimised and the diagnostics."""

@@ -163,13 +163,13 @@ def test_what_does_not_fit_is_no_damage(tmp_path: Path) -> None:
 
 
 def _on_a_rank(folder: str) -> None:
-    """Rank 1 cannot read the last file; and an error in saving is one on both ranks."""
+    """Rank 1 finds the last file damaged; and an error in saving is one on both ranks."""
     if comm.get_rank() == 1:
         import dinoengine.checkpoint.resuming as resuming
 
         def read(path: str) -> dict[str, Any]:
             if path.endswith("29.pth"):
-                raise OSError("stale file handle")
+                raise CheckpointError(f"{path} cannot be read")
             return read_checkpoint(path)
 
         resuming.read_checkpoint = read  # type: ignore[assignment]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def _convert_train_resume_and_evaluate_as_written(mode: str, lr: float, tmp_path
 
     config, run = tmp_path / "cls.yaml", tmp_path / "cls"
     out = _run("tools/train_net.py", "--config-file", config)
-    assert "classification/top1    classification/top5" in out
+    assert re.search(r"\nclassification +unit +trained classifier\n.*\ntop1 +% +[0-9.]+\ntop5 +% ", out)
     results = json.loads((run / "results.json").read_text())["results"]["classification"]
     assert results["top5"] > results["top1"]
     losses, final = _losses(run), torch.load(run / "model_final.pth")["model"]

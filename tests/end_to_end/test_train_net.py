@@ -105,5 +105,5 @@ def test_wrong_input_ends_at_once_with_one_message(tmp_path: Path) -> None:
 
     broken = _run("OUTPUT_DIR", tmp_path / "out", "DATASETS.TRAIN", f"folder:{folder}", "DATASETS.TEST", "()")
     assert broken.returncode == 2
-    assert f"{folder}/notes.jpg is not a readable image" in broken.stderr
+    assert f"{folder}/notes.jpg: not one of JPEG, PNG" in broken.stderr
     assert "Traceback" not in broken.stderr + broken.stdout

@@ -111,7 +111,7 @@ def test_a_worker_killed_during_a_step_interrupts_no_step(
 
     def kill_a_worker(trainer: SimpleTrainer) -> None:
         if trainer.iter == 3:
-            worker = trainer._fetcher._workers[0]  # type: ignore[union-attr]
+            worker = trainer._batches.fetcher._workers[0]  # type: ignore[union-attr]
             os.kill(worker.pid, signal.SIGKILL)  # type: ignore[arg-type]
             while worker.is_alive():
                 time.sleep(0.01)

@@ -28,9 +28,7 @@ def test_images_are_named_by_their_dataset_with_what_and_why() -> None:
     dataset = build_dataset("synthetic:num_images=9:size=8")
     check = FiniteCheck(dataset, "scores", "They are too large.")
     check.see(torch.full((8, 2), torch.inf), torch.arange(8))
-    expected = (
-        r"^The scores of 8 of 8 images are not finite, e\.g\. synthetic\[0\], .*synthetic\[4\]\. They are too large\.$"
-    )
+    expected = r"^The scores of 8 of 8 images are not finite, e\.g\. synthetic:seed=0\[0\], .*synthetic:seed=0\[4\]\. They are too large\.$"
     for finish in (check.finish, check.finish_here, lambda: check.finish_batch(torch.device("cpu"))):
         with pytest.raises(ValueError, match=expected):
             finish()

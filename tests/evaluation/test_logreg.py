@@ -146,9 +146,9 @@ def test_a_class_whose_only_image_is_held_out_is_named(caplog: pytest.LogCapture
 
 
 def test_fits_that_end_too_early_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    _evaluate(_rows(0, 60), _rows(1, 40))
-    assert caplog.messages == []
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="dinoengine"):
+        _evaluate(_rows(0, 60), _rows(1, 40))
+        assert caplog.messages == []
         _evaluate(_rows(0, 60), _rows(1, 40), settings=LogregSettings(cs=(0.01, 0.1, 1.0), max_iter=2))
     assert caplog.messages[-1:] == [
         "Logistic regression: 4 of 4 fits did not converge (TEST.LOGREG.MAX_LBFGS_ITERS 2, TEST.LOGREG.TOL 1e-12)."
@@ -156,7 +156,8 @@ def test_fits_that_end_too_early_are_counted(caplog: pytest.LogCaptureFixture) -
 
 
 def test_the_largest_c_of_the_grid_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
-    _evaluate(_rows(0, 60), _rows(1, 40), settings=LogregSettings(cs=(1e-9,), tol=1e-6))
+    with caplog.at_level(logging.WARNING, logger="dinoengine"):
+        _evaluate(_rows(0, 60), _rows(1, 40), settings=LogregSettings(cs=(1e-9,), tol=1e-6))
     assert caplog.messages == ["Logistic regression: C 1e-09 is the largest of TEST.LOGREG; a larger may be better."]
 
 

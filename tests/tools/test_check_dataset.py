@@ -1,0 +1,82 @@
+"""tools/check_dataset.py: its files, what it prints, and that its list is what training leaves out."""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from dinoengine.config import read_cfg
+from dinoengine.data import build_train_loader
+from tests.data.pictures import picture
+from tests.tools.tools import load_tool
+
+check_dataset = load_tool("check_dataset")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    file = tmp_path / "cfg.yaml"
+    file.write_text("SOLVER:\n  IMS_PER_BATCH: 2\nINPUT:\n  LOCAL_CROPS:\n    NUM: 0\n")
+    return str(file)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for i in range(4):
+        picture(i).save(folder / f"{i}.png")
+    (folder / "4.png").write_bytes(b"no image")
+    return folder
+
+
+def test_what_it_finds_is_left_out_of_the_training(
+    train: Path, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test").mkdir()
+    picture(2).save(tmp_path / "test" / "t.bmp")
+    out = tmp_path / "out"
+    words = [f"folder:{train}", "--against", f"folder:{tmp_path / 'test'}", "--output", str(out), "--workers", "0"]
+    assert check_dataset.main([*words, "--config-file", config, "--images-per-second", "1e6"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.csv", "quarantine.txt", "report.html"]
+    printed = capsys.readouterr().out
+    assert "4 of 5 images can be read" in printed
+    assert "loader of cfg.yaml, estimated from 4 images" in printed
+    assert "Too slow: the device takes 1000000 images/s" in printed
+    cfg = read_cfg(
+        config, ["DATASETS.TRAIN", f"folder:{train}", "DATASETS.QUARANTINE", f"('{out / 'quarantine.txt'}',)"]
+    )
+    cfg.DATALOADER.NUM_WORKERS = 0
+    loader = build_train_loader(cfg)
+    stream = loader.dataset
+    names = [stream.dataset.describe(stream.index_at(p)) for part in islice(loader.batch_sampler, 2) for p in part]
+    assert set(names) == {str(train / f"{i}.png") for i in (0, 1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quarantine", "bad,duplicate"], "--quarantine knows bad, leaks, .* got 'duplicate'"),
+        (["--distance", "9"], "0 to 6 bits; got 9"),
+        (["--against", "folder:/does/not/exist"], "does not exist"),
+    ],
+)
+def test_wrong_words_end_with_one_line(
+    train: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        check_dataset.main([f"folder:{train}", "--output", str(tmp_path / "out"), "--workers", "0", *words])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert re.search(message, last)
+
+
+def test_a_dataset_that_is_all_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").touch()
+    check_dataset.main([f"folder:{tmp_path / 'images'}", "--output", str(tmp_path / "out"), "--workers", "0"])
+    assert "0 of 1 images can be read" in capsys.readouterr().out
