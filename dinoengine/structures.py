@@ -77,6 +77,8 @@ class SSLBatch:
         targets: what ``StudentTeacher.split_batch`` attaches when a step runs in several micro-batches; None otherwise.
         bad_images: those that others of the batch as the loader made it have replaced.
         sources: [B] int64, which entry of DATASETS.TRAIN each image is from; None if there is one.
+        num_masked: masked patches of each global crop, known to the host so that no device must be asked for it; None
+            where nobody has counted yet.
     """
 
     global_crops: Tensor
@@ -88,14 +90,35 @@ class SSLBatch:
     targets: Any = None
     bad_images: tuple[BadImage, ...] = ()
     sources: Tensor | None = None
+    num_masked: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         """Number of images B (not of crops)."""
         return self.positions.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SSLBatch:
-        """The same batch with every tensor on ``device``."""
-        return _map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
+        """The same batch with every tensor on ``device``; ``num_masked`` is counted before."""
+        counted = replace(self, num_masked=self._count_masked())
+        return _map_tensors(counted, lambda t: t.to(device, non_blocking=non_blocking))
+
+    def masked_patches(self) -> Tensor:
+        """[M] int64: indices of the masked patches among all G*B*N patches, ascending.
+
+        Raises:
+            ValueError: if the batch has no masks.
+        """
+        if self.masks is None:
+            raise ValueError("This batch has no masks; see MaskPlan and INPUT.MASK.")
+        counts = self._count_masked()
+        assert counts is not None
+        # A sort, because nonzero would make the host wait for the device to learn how many there are.
+        order = self.masks.flatten().to(torch.uint8).argsort(descending=True, stable=True)
+        return order[: sum(counts)]
+
+    def _count_masked(self) -> tuple[int, ...] | None:
+        if self.masks is None or self.num_masked is not None:
+            return self.num_masked
+        return tuple(self.masks.sum(1).tolist())
 
     def pin_memory(self) -> SSLBatch:
         """Called by the DataLoader when ``pin_memory=True``."""
@@ -122,16 +145,27 @@ class SSLBatch:
             grouped = t.reshape(views, num_parts, len(self) // num_parts, *t.shape[1:])
             return [grouped[:, i].reshape(-1, *t.shape[1:]) for i in range(num_parts)]
 
+        counts = None if (masked := self._count_masked()) is None else torch.tensor(masked)
         columns = zip(
             parts(self.global_crops, self.num_global_views),
             parts(self.local_crops, self.num_local_views),
             parts(self.masks, self.num_global_views),
             self.positions.chunk(num_parts),
             parts(self.sources, 1),
+            parts(counts, self.num_global_views),
             strict=True,
         )
         return [
-            replace(self, global_crops=g, local_crops=lo, masks=m, positions=p, sources=s) for g, lo, m, p, s in columns
+            replace(
+                self,
+                global_crops=g,
+                local_crops=lo,
+                masks=m,
+                positions=p,
+                sources=s,
+                num_masked=None if n is None else tuple(n.tolist()),
+            )
+            for g, lo, m, p, s, n in columns
         ]
 
 
@@ -209,6 +243,18 @@ class BackboneOutput:
     register_tokens: Tensor
     patch_tokens: Tensor
     grid: tuple[int, int]
+
+
+class PickedTokens(NamedTuple):
+    """The tokens of some crops that a loss looks at, after the final norm.
+
+    Attributes:
+        cls_token: [B, D].
+        patches: [M, D], those that were asked for; M may be 0.
+    """
+
+    cls_token: Tensor
+    patches: Tensor
 
 
 @dataclass

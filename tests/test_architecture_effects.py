@@ -55,6 +55,7 @@ CHANGES_TRAINING: dict[str, Change] = {
     "SEED": Change(1),
     "MODEL.PIXEL_MEAN": Change("(0.1, 0.2, 0.3)"),
     "MODEL.PIXEL_STD": Change("(0.5, 0.5, 0.5)"),
+    "SOLVER.AMP.PRECISION": Change("fp32", {"SOLVER.AMP.ENABLED": True}),
     "MODEL.VIT.SIZE": Change("tiny", {"MODEL.VIT.EMBED_DIM": 0}),
     "MODEL.VIT.EMBED_DIM": Change(32),
     "MODEL.VIT.DEPTH": Change(2),
@@ -142,6 +143,7 @@ CHANGES_TRAINING: dict[str, Change] = {
 }
 
 LEAVES_TRAINING_ALONE: dict[str, Change] = {
+    "MODEL.ACTIVATION_CHECKPOINTING": Change("full"),
     "DATALOADER.NUM_WORKERS": Change(2),
     "DATALOADER.TIMEOUT_SECONDS": Change(60, {"DATALOADER.NUM_WORKERS": 1}),
     "DATALOADER.PREFETCH_FACTOR": Change(1, {"DATALOADER.NUM_WORKERS": 1}),
@@ -194,6 +196,8 @@ TESTED_ELSEWHERE = {
     "INPUT.REDUCED_DECODE": "data/test_reduced_decode; needs OpenCV and large files",
     "SOLVER.OPTIMIZER": "a name; test_docs trains another",
     "MODEL.DEVICE": "set-up, launch",
+    "MODEL.ATTENTION": "modeling/backbone/test_vit and layers/test_attention_kernels; kernels need CUDA",
+    "MODEL.COMPILE": "modeling/layers/test_compilation; needs a compiler",
     "MODEL.WEIGHTS": "checkpoint",
     "MODEL.WEIGHTS_STRICT": "checkpoint",
     "MODEL.WEIGHTS_WITH_OPTIMIZER": "engine; needs a checkpoint",
@@ -213,7 +217,6 @@ TESTED_ELSEWHERE = {
     "INPUT.FORMAT": "data; changes the number of channels with it",
     "INPUT.VALUE_RANGE": "data/test_channels; with INPUT.FORMAT channels alone",
     "SOLVER.NUM_MICRO_BATCHES": "below, to rounding",
-    "SOLVER.AMP.PRECISION": "fp16 needs CUDA",
     "TEST.EXPECTED_RESULTS": "evaluation; ends the process",
     "TEST.EARLY_STOPPING_PATIENCE": "engine/test_ssl_trainer, hooks/test_checkpointing; ends the run",
     "TEST.TRAIN_PER_TEST": "evaluation/test_label_sets; no key of pretraining",

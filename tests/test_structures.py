@@ -44,6 +44,31 @@ def test_split_keeps_images_together_and_views_apart(parts: int, local_views: in
         assert len(part) == size
 
 
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_masked_patches_are_those_of_nonzero(counted: bool, parts: int) -> None:
+    masks = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) < 0.4
+    masks[3] = False
+    batch = replace(_batch(), masks=masks)
+    if counted:
+        batch = batch.to("cpu")
+        assert batch.num_masked == tuple(masks.sum(1).tolist())
+    for part in batch.split(parts):
+        assert part.masks is not None
+        assert part.masked_patches().tolist() == part.masks.flatten().nonzero().flatten().tolist()
+
+
+def test_a_counted_batch_asks_no_device() -> None:
+    batch = replace(_batch(), masks=torch.ones(8, 6, dtype=torch.bool)).to("cpu").to("meta")
+    assert batch.masked_patches().shape == (48,)  # a meta tensor has no values that could be asked for
+    assert [part.num_masked for part in batch.split(4)] == [(6, 6)] * 4
+
+
+def test_masked_patches_need_masks() -> None:
+    with pytest.raises(ValueError, match=r"has no masks; see MaskPlan and INPUT\.MASK"):
+        _batch(masks=False).masked_patches()
+
+
 def test_uneven_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="Cannot split a batch of 4 images into 3 equal micro-batches"):
         _batch().split(3)

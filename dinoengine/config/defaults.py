@@ -68,6 +68,17 @@ _C.MODEL.BACKBONE = CN()
 # A name in BACKBONE_REGISTRY. Changes results.
 _C.MODEL.BACKBONE.NAME = "VisionTransformer"
 
+# Attention of VisionTransformer. "sdpa": torch's own, one crop size after the other; "varlen" (torch, 16 bit) and
+# "xformers": global and local crops of the student in one pass, CUDA only. "auto": on CUDA the first of varlen and xformers
+# that works for the precision and the width of the heads, which is tried once; else sdpa. Changes results to rounding.
+_C.MODEL.ATTENTION = "auto"
+# What VisionTransformer computes again in the backward pass: "none", "selective" (norms, GELU and sums, but no matrix
+# product and no attention) or "full" (whole blocks). Less memory, more time; does not change results.
+_C.MODEL.ACTIVATION_CHECKPOINTING = "none"
+# torch.compile of each block of VisionTransformer: the first steps wait for the compiler, a C++ compiler must be there.
+# Changes results to rounding.
+_C.MODEL.COMPILE = False
+
 _C.MODEL.VIT = CN()
 # Row of the size table: "micro" (64 wide, 4 deep, 2 heads), "tiny" (192/12/3), "small" (384/12/6),
 # "base" (768/12/12), "large" (1024/24/16) or "giant" (1536/40/24). Changes results.

@@ -79,7 +79,9 @@ _C.SOLVER.AMP = CN()
 # Mixed precision: matrix products in PRECISION, weights, residual stream and losses in fp32. Changes results to
 # rounding.
 _C.SOLVER.AMP.ENABLED = False
-# "bf16" (CPU and CUDA) or "fp16" (CUDA, with a gradient scaler).
+# "bf16" (CPU and CUDA), "fp16" (CUDA, with a gradient scaler), "fp32" (as if not ENABLED), or "auto": bf16 or fp32,
+# whichever multiplies matrices faster on this device, measured at the start; config.yaml and checkpoints hold what was
+# chosen, and a run that is resumed or forked keeps it. Changes results to rounding.
 _C.SOLVER.AMP.PRECISION = "bf16"
 
 

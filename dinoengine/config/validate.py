@@ -95,6 +95,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "FLOAT32_PRECISION": ("highest", "high", "medium"),
     "MODEL.DEVICE": ("auto", "cpu", "cuda"),
     "MODEL.PARALLEL": ("ddp", "fsdp"),
+    "MODEL.ATTENTION": ("auto", "xformers", "varlen", "sdpa"),
+    "MODEL.ACTIVATION_CHECKPOINTING": ("none", "selective", "full"),
     "MODEL.VIT.SIZE": ("micro", "tiny", "small", "base", "large", "giant"),
     "MODEL.VIT.FFN": ("mlp", "swiglu"),
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
@@ -103,7 +105,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.AUGMENTATION_BACKEND": ("reference", "fast"),
     "DATALOADER.SAMPLER": ("uniform", "class_balanced", "weighted"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
-    "SOLVER.AMP.PRECISION": ("bf16", "fp16"),
+    "SOLVER.AMP.PRECISION": ("auto", "bf16", "fp16", "fp32"),
     "SOLVER.CHECKPOINT_ON_ERROR": ("stop", "continue"),
     "COLLAPSE_GUARD.ACTION": ("off", "warn", "stop", "rollback"),
 }
@@ -133,7 +135,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_classifier,
     ]
     if training:
-        checks += [_check_precision, _check_training_data]
+        checks += [_check_device, _check_training_data]
         checks += [] if _is_classifier(cfg) else [_check_losses]
     problems = [problem for check in checks for problem in check(cfg)]
     if training:
@@ -306,7 +308,14 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
         )
 
 
-def _check_precision(cfg: CfgNode) -> Iterator[str]:
+def _check_device(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.ATTENTION in ("varlen", "xformers") and cfg.MODEL.DEVICE == "cpu":
+        yield f"MODEL.ATTENTION {cfg.MODEL.ATTENTION} needs CUDA, but the device is the CPU; use auto or sdpa."
+    if cfg.MODEL.COMPILE and cfg.MODEL.ACTIVATION_CHECKPOINTING == "selective":
+        yield (
+            "MODEL.COMPILE chooses itself what it computes again within a block; with it MODEL.ACTIVATION_CHECKPOINTING is "
+            "none or full, not selective."
+        )
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16" and cfg.MODEL.DEVICE == "cpu":
         yield "SOLVER.AMP.PRECISION fp16 needs CUDA, but the device is the CPU; use bf16, or SOLVER.AMP.ENABLED False."
 
@@ -380,8 +389,8 @@ def _warnings(cfg: CfgNode) -> Iterator[str]:
     total = cfg.SOLVER.MAX_ITER
     if total <= cfg.SOLVER.WARMUP_ITERS:
         yield f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} >= SOLVER.MAX_ITER {total}: the LR never reaches its peak."
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        yield "SOLVER.AMP.ENABLED on the CPU: most CPUs are slower in bf16 than in fp32; measure, or set it to False."
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "bf16" and cfg.MODEL.DEVICE == "cpu":
+        yield "SOLVER.AMP on the CPU: most CPUs are slower in bf16 than in fp32; SOLVER.AMP.PRECISION auto measures."
     period, keep_every = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP_EVERY
     if keep_every and (not period or keep_every % period):
         yield (

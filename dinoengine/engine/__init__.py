@@ -1,11 +1,12 @@
 from dinoengine.engine import hooks
 from dinoengine.engine.classifier_trainer import ClassifierTrainer, trainer_class_of
 from dinoengine.engine.command import run_command, train_or_evaluate
-from dinoengine.engine.defaults import DefaultTrainer, default_writers
+from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.engine.launch import launch
 from dinoengine.engine.parallel import create_ddp_model, unwrap_model
 from dinoengine.engine.predictor import DefaultPredictor
 from dinoengine.engine.reporting import ReportingTrainer
+from dinoengine.engine.run_writers import default_writers
 from dinoengine.engine.setup import (
     default_argument_parser,
     default_setup,

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import FrameType
@@ -130,8 +131,10 @@ def _train(
     prepare: Callable[[DefaultTrainer], None] | None,
 ) -> dict[str, Any]:
     trainer_class = trainer_class or trainer_class_of(cfg)
+    seconds_before = {"imports": args.seconds_before, "setup": time.monotonic() - args.started}
     with exit_on_user_error():
         trainer = trainer_class(cfg)
+        trainer.startup.put_first(seconds_before)
         if prepare is not None:
             prepare(trainer)
         trainer.resume_or_load(resume=args.resume, fork_from=args.fork_from)

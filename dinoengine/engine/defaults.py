@@ -1,10 +1,9 @@
-"""A run from a config: DefaultTrainer and its writers."""
+"""A run from a config: DefaultTrainer."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from dinoengine.engine import hooks
 from dinoengine.engine.optimizer_state import load_optimizer_of
 from dinoengine.engine.parallel import unwrap_model, wrap_model
 from dinoengine.engine.resuming import check_before_resume, fork_run, require_no_unfinished_fork
+from dinoengine.engine.run_writers import default_writers
 from dinoengine.engine.sharding import build_sharded, gathered_model, is_to_be_sharded, training_device
 from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
@@ -36,28 +36,10 @@ from dinoengine.solver import OptimizerSchedule, build_lr_scheduler, build_optim
 from dinoengine.utils import comm
 from dinoengine.utils.events import get_event_storage, has_event_storage
 from dinoengine.utils.logger import setup_logger
-from dinoengine.utils.writers import ConsoleWriter, EventWriter, JSONWriter, TensorboardXWriter
+from dinoengine.utils.startup import StartupTimes
+from dinoengine.utils.writers import EventWriter
 
 logger = logging.getLogger(__name__)
-
-
-def default_writers(
-    output_dir: str,
-    max_iter: int,
-    *,
-    start_iter: int = 0,
-    images_per_iter: int = 0,
-    window_size: int = 20,
-    tensorboard: bool = True,
-    progress_bar: bool = True,
-) -> list[EventWriter]:
-    """Console, ``metrics.json`` and TensorBoard events in ``output_dir``."""
-    os.makedirs(output_dir, exist_ok=True)
-    writers: list[EventWriter] = [
-        ConsoleWriter(max_iter, images_per_iter=images_per_iter, window_size=window_size, progress_bar=progress_bar),
-        JSONWriter(os.path.join(output_dir, "metrics.json"), start_iter),
-    ]
-    return [*writers, TensorboardXWriter(output_dir, start_iter)] if tensorboard else writers
 
 
 class DefaultTrainer(SimpleTrainer):
@@ -71,6 +53,7 @@ class DefaultTrainer(SimpleTrainer):
         cfg: frozen; scaled if SOLVER.REFERENCE_WORLD_SIZE asks for it.
         scheduler: sets LR and weight decay.
         checkpointer: saves the model and this trainer.
+        startup: what the time up to the first iteration went into.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -80,11 +63,15 @@ class DefaultTrainer(SimpleTrainer):
         """
         if not logging.getLogger("dinoengine").handlers:
             setup_logger(distributed_rank=comm.get_rank())
+        self.startup = StartupTimes()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         data_loader = self.build_train_loader(cfg)  # first: a wrong path is found before the model is built
         self.check_evaluation(cfg)  # and what only the evaluation needs, before hours of training
+        self.startup.mark("data")
         model = build_sharded(cfg, self.build_model) if is_to_be_sharded(cfg) else self.build_model(cfg)
+        self.startup.mark("model")
         optimizer = self.build_optimizer(cfg, model)
+        self.startup.mark("optimizer")
         super().__init__(
             wrap_model(cfg, model),
             data_loader,
@@ -110,7 +97,7 @@ class DefaultTrainer(SimpleTrainer):
             trainer=self,
         )
         self.last_results: dict[str, Any] = {}
-        self.register_hooks(self.build_hooks())
+        self.register_hooks([hooks.StartupReport(self.startup), *self.build_hooks()])
 
     @property
     def bare_model(self) -> nn.Module:
@@ -153,6 +140,7 @@ class DefaultTrainer(SimpleTrainer):
             logger.warning(
                 "The training loader cannot start at iteration %d: it begins its data anew.", self.start_iter
             )
+        self.startup.mark("checkpoint")
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "num_training_images": self._num_training_images()}

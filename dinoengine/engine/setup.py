@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from dinoengine.config.config import flatten
 from dinoengine.data import DataError
 from dinoengine.engine.hooks import parse_duration
 from dinoengine.engine.launch import DEFAULT_TIMEOUT, under_torchrun
+from dinoengine.engine.precision import resolve_precision
 from dinoengine.engine.resuming import CONFIG_FILE, checkpoint_to_fork, saved_config
 from dinoengine.evaluation import check_evaluator_names
 from dinoengine.modeling import VisionTransformer
@@ -34,6 +36,7 @@ from dinoengine.utils import comm
 from dinoengine.utils.env import collect_env_info, seed_all_rng
 from dinoengine.utils.file_io import atomic_write
 from dinoengine.utils.logger import setup_logger
+from dinoengine.utils.startup import process_age
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +111,7 @@ def default_argument_parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help="how long processes wait for one that is stuck before the run fails (default: 30m)",
     )
-    parser.set_defaults(started=time.monotonic())
+    parser.set_defaults(started=time.monotonic(), seconds_before=process_age())
     for flag, key in _FLAGS_FOR_KEYS.items():
         parser.add_argument(f"--{flag}", type=int, default=None, metavar="N", help=f"the same as {key} N")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
@@ -251,7 +254,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     When a run is resumed ``config.yaml`` stays as it is: call ``save_config`` once training begins.
 
     Returns:
-        The config with SEED drawn where it was -1.
+        The config with SEED drawn where it was -1, and SOLVER.AMP.PRECISION measured where it was "auto".
 
     Raises:
         ConfigError: if OUTPUT_DIR cannot be written, or holds a run and neither --resume nor --eval-only is given.
@@ -259,7 +262,11 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     rank = comm.get_rank()
     comm.on_main_process(lambda: check_output_dir(cfg.OUTPUT_DIR, new_run=not (args.resume or args.eval_only)))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
-    cfg = _with_seed(cfg, resume=args.resume, fork_from=args.fork_from)
+    earlier = functools.partial(_earlier_configs, cfg.OUTPUT_DIR if args.resume else "", args.fork_from)
+    cfg = _with_seed(cfg, earlier)
+    torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    if not args.eval_only:
+        cfg = resolve_precision(cfg, earlier)
     logger.info("Rank %d of %d process(es) on %s.", rank, comm.get_world_size(), cfg.MODEL.DEVICE)
     logger.debug("Environment:\n%s", collect_env_info())
     logger.debug("Command line: %s", args)
@@ -267,7 +274,6 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     if not (args.resume or args.eval_only):
         save_config(cfg)
     seed_all_rng(cfg.SEED)
-    torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only and not cfg.DETERMINISTIC
     if cfg.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -322,24 +328,25 @@ def _traces_of_a_run(output_dir: str) -> list[str]:
     return [n for n in names if os.path.exists(p := os.path.join(output_dir, n)) and os.path.getsize(p)]
 
 
-def _with_seed(cfg: CfgNode, *, resume: bool, fork_from: str) -> CfgNode:
+def _with_seed(cfg: CfgNode, earlier: Callable[[], list[dict[str, Any]]]) -> CfgNode:
     """SEED -1 becomes the seed of the run to be resumed or forked, or a new one, the same on every rank."""
     if cfg.SEED >= 0:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
-    saved_seed = comm.on_main_process(lambda: _seed_of_run(cfg.OUTPUT_DIR if resume else "", fork_from))
+    seeds = (config.get("SEED") for config in comm.on_main_process(earlier))
+    saved_seed = next((seed for seed in seeds if isinstance(seed, int)), None)
     cfg.SEED = comm.shared_random_seed() if saved_seed is None else saved_seed
     logger.info("SEED is -1; this run uses %d.", cfg.SEED)
     cfg.freeze()
     return cfg
 
 
-def _seed_of_run(output_dir: str, fork_from: str) -> int | None:
+def _earlier_configs(output_dir: str, fork_from: str) -> list[dict[str, Any]]:
+    """Saved values of the run to be resumed, then of the one to be forked."""
     folders = [output_dir] if output_dir else []
     folders += [os.path.dirname(checkpoint_to_fork(fork_from))] if fork_from else []
-    seeds = ((saved_config(folder) or {}).get("SEED") for folder in folders)
-    return next((seed for seed in seeds if isinstance(seed, int)), None)
+    return [config for folder in folders if (config := saved_config(folder))]
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ class SimpleTrainer(TrainerBase):
         flags: what this rank wishes or has seen, by name; hooks add entries in ``before_train``, the same on all ranks.
         agreed_flags: those of any rank, as of the finite check of the last step. That check is a reduction anyway, so an
             agreement costs no collective of its own.
+        data_time: seconds that the last step waited for its batch.
         bad_images: those that were replaced on this rank, each with its iteration, until ``hooks.BadImageLog`` takes them.
     """
 
@@ -114,6 +115,7 @@ class SimpleTrainer(TrainerBase):
         self.flags: dict[str, bool] = {}
         self.agreed_flags: dict[str, bool] = {}
         self.bad_images: list[tuple[int, BadImage]] = []
+        self.data_time = 0.0
         self.last_losses: dict[str, Tensor] = {}
         self._batches: DeviceBatches | None = None
         self._pending_metrics: list[tuple[int, dict[str, Tensor], dict[str, Tensor], float]] = []
@@ -142,7 +144,7 @@ class SimpleTrainer(TrainerBase):
             raise RuntimeError("The model was left in eval mode; call model.train() after evaluating it in a hook.")
         if self._batches is None:
             self._batches = DeviceBatches(self.data_loader, self.device)
-        batch, data_time = self._batches.fetch(self.iter)
+        batch, self.data_time = self._batches.fetch(self.iter)
         self.bad_images += [(self.iter, bad) for bad in getattr(batch, "bad_images", ())]
         if self.seed is not None:  # after the batch: starting a loader draws from the generator too
             seed_step_rng(self.seed, self.iter, comm.get_rank())
@@ -167,7 +169,7 @@ class SimpleTrainer(TrainerBase):
         self._refuse_non_finite()
         self._optimizer_step()
 
-        self._pending_metrics.append((self.iter, losses, {**metrics, "grad_norm": grad_norm}, data_time))
+        self._pending_metrics.append((self.iter, losses, {**metrics, "grad_norm": grad_norm}, self.data_time))
         self._source_losses.end_step(counts=self.loss_is_finite)
         if (self.iter + 1) % self.gather_metric_period == 0:
             self.flush_metrics()

@@ -107,15 +107,17 @@ class TrainerBase:
         Raises:
             ValueError: if two stateful hooks have the same name.
         """
+        taken = {h.name: None for h in self._hooks if h.is_stateful}  # in order
         for hook in hooks:
             if hook is None:
                 continue
-            taken = [h.name for h in self._hooks if h.is_stateful]
             if hook.is_stateful and hook.name in taken:
                 raise ValueError(
                     f"Two hooks with state are named {hook.name!r}, so one would overwrite the other in a checkpoint. "
                     f"Give one another `name`. Stateful hooks so far: {', '.join(taken)}."
                 )
+            if hook.is_stateful:
+                taken[hook.name] = None
             hook.trainer = weakref.proxy(self)
             self._hooks.append(hook)
         self._hooks.sort(key=lambda h: h.runs_last)  # stable: keeps the order of registration otherwise

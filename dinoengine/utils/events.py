@@ -181,8 +181,12 @@ class EventStorage:
 
     def updates_since(self, sequence: int) -> tuple[list[tuple[str, float, int]], int]:
         """All (name, value, iteration) put after ``sequence``, and the sequence number to ask from next time."""
-        new = [(name, value, iteration) for number, name, value, iteration in self._updates if number > sequence]
-        return new, self._sequence
+        new = []
+        for number, name, value, iteration in reversed(self._updates):  # what is old is not looked at again
+            if number <= sequence:
+                break
+            new.append((name, value, iteration))
+        return new[::-1], self._sequence
 
     def images_since(self, sequence: int) -> list[Image]:
         return [image for image in self._images if image.sequence > sequence]

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Rows of metrics.json that wait for a disk that is full; then the oldest are dropped.
 MAX_UNWRITTEN_ROWS = 10_000
+_COPIED_BYTES = 1 << 20
 # What a write of TensorBoard events must find free; scalars of some hundred iterations.
 MIN_ROOM_BYTES = 1 << 20
 
@@ -67,16 +68,24 @@ class JSONWriter(EventWriter):
         self._append([])
 
     def _keep_rows_before(self, start_iter: int) -> float:
-        with open(self.path, encoding="utf-8") as file:
-            lines = file.readlines()
-        kept = [line for line in lines if _iteration_of(line) < start_iter]
-        self._last_row = json.loads(kept[-1]) if kept else {}
-        if kept and not kept[-1].endswith("\n"):  # a crash took the end of the line, but not of the row
-            kept[-1] += "\n"
-        if kept != lines:
-            with atomic_write(self.path, "w") as file:
-                file.writelines(kept)
-        return max((_iteration_of(line) for line in kept), default=-1.0)
+        """Drop the other rows; returns the last iteration of those kept. One row at a time: a file may have millions."""
+        last_row, last_iteration = b"", -1.0
+        num_same, is_same = 0, True  # bytes at the beginning that stay as they are: on a resume nearly all
+        with open(self.path, "rb") as file:
+            for row in file:
+                iteration = _iteration_of(row)
+                if iteration < start_iter:
+                    last_row, last_iteration = row, max(last_iteration, iteration)
+                # A crash may have taken the end of the last line, but not of the row.
+                is_same = is_same and iteration < start_iter and row.endswith(b"\n")
+                num_same += len(row) if is_same else 0
+        self._last_row = json.loads(last_row) if last_row else {}
+        if not is_same:
+            with open(self.path, "rb") as file, atomic_write(self.path) as kept:
+                while left := num_same - file.tell():
+                    kept.write(file.read(min(left, _COPIED_BYTES)))
+                kept.writelines(row.rstrip(b"\n") + b"\n" for row in file if _iteration_of(row) < start_iter)
+        return last_iteration
 
     def write(self) -> None:
         updates, self._sequence = get_event_storage().updates_since(self._sequence)
@@ -101,7 +110,7 @@ class JSONWriter(EventWriter):
         append_whole(self.path, b"".join(lines))
 
 
-def _iteration_of(line: str) -> float:
+def _iteration_of(line: bytes) -> float:
     """Iteration of a row; infinity for a line cut short by a crash, which is then dropped."""
     try:
         return float(json.loads(line)["iteration"])

@@ -167,7 +167,7 @@ def test_a_dataset_that_is_no_text_is_reported() -> None:
         ("MODEL.LOSS.CENTERING", ["centering", "sinkhorn_knopp"], "sinkhorn", "sinkhorn_knopp"),
         ("INPUT.FORMAT", ["RGB"], "RBG", "RGB"),
         ("SOLVER.LR_SCALING", ["sqrt", "linear", "none"], "lineer", "linear"),
-        ("SOLVER.AMP.PRECISION", ["bf16", "fp16"], "bf61", "bf16"),
+        ("SOLVER.AMP.PRECISION", ["auto", "bf16", "fp16", "fp32"], "bf61", "bf16"),
     ],
 )
 def test_choices_are_closed_and_a_typo_names_the_closest(key: str, choices: list[str], typo: str, meant: str) -> None:
@@ -342,6 +342,26 @@ def test_koleo_groups_of_one_image_are_pointed_out() -> None:
 def test_fp16_on_cpu_is_a_contradiction() -> None:
     overrides = ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp16", "MODEL.DEVICE", "cpu"]
     assert any("SOLVER.AMP.PRECISION" in problem for problem in _problems(*overrides))
+
+
+@pytest.mark.parametrize("kernel", ["varlen", "xformers"])
+def test_packed_attention_needs_cuda(kernel: str) -> None:
+    assert any(
+        f"MODEL.ATTENTION {kernel} needs CUDA" in p for p in _problems("MODEL.ATTENTION", kernel, "MODEL.DEVICE", "cpu")
+    )
+    assert _problems("MODEL.ATTENTION", kernel, "MODEL.DEVICE", "cuda") == []
+
+
+def test_compiled_blocks_are_not_checkpointed_selectively() -> None:
+    both = ["MODEL.COMPILE", True, "MODEL.ACTIVATION_CHECKPOINTING"]
+    assert any("none or full, not selective" in problem for problem in _problems(*both, "selective"))
+    assert _problems(*both, "full") == []
+
+
+def test_only_an_assumed_bf16_on_cpu_is_warned_of() -> None:
+    amp = ["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu", "SOLVER.AMP.PRECISION"]
+    assert any("most CPUs are slower in bf16" in text for text in validate(_cfg(*amp, "bf16")))
+    assert not any("bf16" in text for text in validate(_cfg(*amp, "auto")))
 
 
 def test_bf16_on_cpu_and_unused_fp16_are_fine() -> None:

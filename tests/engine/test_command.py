@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ def test_a_subclass_is_trained_and_evaluated(tmp_path: Path) -> None:
     evaluated = run_command(Mine, _words(tmp_path, "--eval-only", "MODEL.WEIGHTS", tmp_path / "model_final.pth"))
     assert trained == evaluated
     assert reports == [trained, evaluated]
+
+
+def test_the_log_says_what_the_start_took(tmp_path: Path) -> None:
+    run_command(SSLTrainer, _words(tmp_path, "SOLVER.MAX_ITER", 2))
+    (line,) = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "First iteration after" in line]
+    names = re.findall(r"[:,] ([a-z]+) \d+\.\d", line)
+    assert names == ["imports", "setup", "data", "model", "optimizer", "checkpoint", "hooks", "batch", "step"]
 
 
 def test_eval_only_does_not_train(tmp_path: Path) -> None:

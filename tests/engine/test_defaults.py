@@ -11,10 +11,9 @@ import torch
 
 from dinoengine.checkpoint import Checkpointer
 from dinoengine.config import CfgNode
-from dinoengine.engine import DefaultTrainer, HookBase, SSLTrainer, default_writers, hooks
+from dinoengine.engine import DefaultTrainer, HookBase, SSLTrainer, hooks
 from dinoengine.utils import comm
 from dinoengine.utils.logger import setup_logger
-from dinoengine.utils.writers import ConsoleWriter, JSONWriter, TensorboardXWriter
 
 
 def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
@@ -34,6 +33,7 @@ def test_hooks_stand_in_the_promised_order(tiny_cfg: CfgNode) -> None:
     )
     names = [type(hook).__name__ for hook in SSLTrainer(tiny_cfg)._hooks]
     assert names == [
+        "StartupReport",
         "ParamSchedule",
         "EMATeacher",
         "IterationTimer",
@@ -71,14 +71,6 @@ def test_each_part_can_be_replaced_by_overriding_its_builder(tiny_cfg: CfgNode) 
     trainer.scheduler.apply(2)
     assert isinstance(trainer.optimizer, torch.optim.SGD)
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
-
-
-def test_default_writers(tmp_path: Path) -> None:
-    writers = default_writers(str(tmp_path / "new"), 10)
-    assert [type(w) for w in writers] == [ConsoleWriter, JSONWriter, TensorboardXWriter]
-    assert len(default_writers(str(tmp_path), 10, tensorboard=False)) == 2
-    for writer in writers:
-        writer.close()
 
 
 def test_a_recipe_moves_to_another_world_size(tiny_cfg: CfgNode) -> None:

@@ -6,7 +6,7 @@ from dinoengine.engine.hooks.collapse import CollapseError, CollapseGuard
 from dinoengine.engine.hooks.ema import EMATeacher
 from dinoengine.engine.hooks.evaluation import EvalHook, EvaluationInterrupted, KNNEvalHook, PreciseBN
 from dinoengine.engine.hooks.guard import NonFiniteGuard
-from dinoengine.engine.hooks.profiling import TorchProfiler
+from dinoengine.engine.hooks.profiling import StartupReport, TorchProfiler
 from dinoengine.engine.hooks.schedules import LRScheduler, ParamSchedule
 from dinoengine.engine.hooks.stopping import StopOnSignal, TimeBudget, parse_duration
 from dinoengine.engine.hooks.timing import IterationTimer
@@ -31,6 +31,7 @@ __all__ = [
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "StartupReport",
     "StopOnSignal",
     "TimeBudget",
     "TorchProfiler",

@@ -6,9 +6,41 @@ import logging
 import os
 from typing import Any
 
+from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
+from dinoengine.utils.startup import StartupTimes
 
 logger = logging.getLogger(__name__)
+
+
+class StartupReport(HookBase):
+    """Logs once, behind the first iteration, how long it took to get there and what the time went into.
+
+    Register it as the first hook: what other hooks do before the training is then a part of its own ("hooks"), and their
+    work after the first step none. "batch" is the wait for the first batch (starting the workers, loading), "step" the rest
+    of the first step.
+    """
+
+    trainer: SimpleTrainer
+
+    def __init__(self, times: StartupTimes) -> None:
+        """
+        Args:
+            times: of what came before the training.
+        """
+        self._times: StartupTimes | None = times
+
+    def before_step(self) -> None:
+        if self._times is not None:
+            self._times.mark("hooks")
+
+    def after_step(self) -> None:
+        if self._times is None:
+            return
+        self._times.mark("step")
+        self._times.split_off("step", "batch", self.trainer.data_time)
+        logger.info("First iteration after %s.", self._times.line())
+        self._times = None
 
 
 class TorchProfiler(HookBase):

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from dinoengine.config import CfgNode, configurable
 from dinoengine.modeling.backbone.backbone import Backbone
 from dinoengine.modeling.backbone.build import BACKBONE_REGISTRY
-from dinoengine.modeling.layers.block import LAYER_NORM_EPS, Block
+from dinoengine.modeling.layers.attention_kernels import choose_kernel
+from dinoengine.modeling.layers.block import LAYER_NORM_EPS, Block, BlockPlan
+from dinoengine.modeling.layers.checkpointing import run_checkpointed
+from dinoengine.modeling.layers.compilation import compile_modules
 from dinoengine.modeling.layers.mlp import FFN_LAYERS
 from dinoengine.modeling.layers.patch_embed import PatchEmbed
 from dinoengine.modeling.layers.position import interpolate_position_table
-from dinoengine.structures import BackboneOutput, ParamFacts
+from dinoengine.structures import BackboneOutput, ParamFacts, PickedTokens
 
 
 class ViTSize(NamedTuple):
@@ -62,6 +65,9 @@ class VisionTransformer(Backbone):
         drop_path_uniform: bool = True,
         interpolate_antialias: bool = False,
         interpolate_offset: float = 0.1,
+        attention: str = "auto",
+        activation_checkpointing: str = "none",
+        compile_blocks: bool = False,
     ) -> None:
         """
         Args:
@@ -72,9 +78,13 @@ class VisionTransformer(Backbone):
             drop_path_rate: share of samples that skip a residual branch; the same in every block if
                 ``drop_path_uniform``, else rising linearly from 0.
             interpolate_antialias, interpolate_offset: see ``interpolate_position_table``.
+            attention: "auto" or a kernel; see ``choose_kernel``.
+            activation_checkpointing: see ``run_checkpointed``.
+            compile_blocks: run the blocks through torch.compile.
 
         Raises:
-            ValueError: for an unknown ``ffn`` or an ``img_size`` that is no multiple of the patch.
+            ValueError: for an unknown ``ffn`` or an ``img_size`` that is no multiple of the patch, or if the machine
+                cannot compile.
         """
         super().__init__()
         if ffn not in FFN_LAYERS:
@@ -88,6 +98,8 @@ class VisionTransformer(Backbone):
         self.num_register_tokens = num_register_tokens
         self.interpolate_antialias = interpolate_antialias
         self.interpolate_offset = interpolate_offset
+        self.attention = attention
+        self.activation_checkpointing = activation_checkpointing
         self.table_grid = (img_size[0] // patch_size, img_size[1] // patch_size)
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
@@ -112,6 +124,8 @@ class VisionTransformer(Backbone):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.reset_parameters()
+        if compile_blocks:
+            compile_modules(self.blocks)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, drop_path_rate: float | None = None) -> dict[str, Any]:
@@ -137,6 +151,9 @@ class VisionTransformer(Backbone):
             "drop_path_uniform": vit.DROP_PATH_UNIFORM,
             "interpolate_antialias": vit.INTERPOLATE_ANTIALIAS,
             "interpolate_offset": vit.INTERPOLATE_OFFSET,
+            "attention": cfg.MODEL.ATTENTION,
+            "activation_checkpointing": cfg.MODEL.ACTIVATION_CHECKPOINTING,
+            "compile_blocks": cfg.MODEL.COMPILE,
         }
 
     def reset_parameters(self) -> None:
@@ -154,10 +171,33 @@ class VisionTransformer(Backbone):
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> BackboneOutput:
         """[B, C, H, W] float32 -> tokens after the final norm; H and W any multiples of the patch size."""
-        tokens, grid = self._embed(images, masks)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self._output(self.norm(tokens), grid)
+        return self.forward_views([images], [masks])[0]
+
+    def forward_views(self, images: list[Tensor], masks: list[Tensor | None]) -> list[BackboneOutput]:
+        tokens, grids = self._embed_views(images, masks)
+        for block, plan in zip(self.blocks, self._plans(tokens), strict=True):
+            tokens = self._run(block, tokens, plan)
+        return [self._output(self.norm(t), grid) for t, grid in zip(tokens, grids, strict=True)]
+
+    def pick_tokens(
+        self, images: list[Tensor], masks: list[Tensor | None], patches: list[Tensor | None]
+    ) -> list[PickedTokens]:
+        """As ``Backbone.pick_tokens``; the last block and the final norm run on the tokens asked for."""
+        tokens, _ = self._embed_views(images, masks)
+        plans = self._plans(tokens)
+        for block, plan in zip(self.blocks[:-1], plans[:-1], strict=True):
+            tokens = self._run(block, tokens, plan)
+        first_patch = 1 + self.num_register_tokens
+        picked = []
+        for t, rows in zip(tokens, patches, strict=True):
+            wanted = torch.arange(0, t.shape[0] * t.shape[1], t.shape[1], device=t.device)  # the CLS tokens
+            if rows is not None:
+                num_patches = t.shape[1] - first_patch
+                places = rows // num_patches * t.shape[1] + first_patch + rows % num_patches
+                wanted = torch.cat((wanted, places))
+            picked.append(wanted)
+        outputs = [self.norm(t) for t in self._run(self.blocks[-1], tokens, plans[-1], picked)]
+        return [PickedTokens(out[: len(t)], out[len(t) :]) for out, t in zip(outputs, tokens, strict=True)]
 
     def get_intermediate_layers(
         self, images: Tensor, layers: int | Sequence[int] = 1, norm: bool = True
@@ -174,13 +214,36 @@ class VisionTransformer(Backbone):
         wanted = list(range(self.num_layers - layers, self.num_layers)) if isinstance(layers, int) else sorted(layers)
         if not wanted or wanted[0] < 0 or wanted[-1] >= self.num_layers:
             raise ValueError(f"This backbone has blocks 0..{self.num_layers - 1}; got layers={layers}.")
-        tokens, grid = self._embed(images, None)
+        tokens, (grid,) = self._embed_views([images], [None])
         outputs = []
-        for i, block in enumerate(self.blocks):
-            tokens = block(tokens)
+        for i, (block, plan) in enumerate(zip(self.blocks, self._plans(tokens), strict=True)):
+            tokens = self._run(block, tokens, plan)
             if i in wanted:
-                outputs.append(self._output(self.norm(tokens) if norm else tokens, grid))
+                outputs.append(self._output(self.norm(tokens[0]) if norm else tokens[0], grid))
         return outputs
+
+    def _plans(self, groups: list[Tensor]) -> list[BlockPlan]:
+        """Of every block; all of stochastic depth is drawn, group after group, as if each had a forward of its own."""
+        device, width = groups[0].device, self.embed_dim // self.num_heads
+        is_autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if is_autocast else self.cls_token.dtype
+        kernel = choose_kernel(self.attention, device, dtype, width)
+        draws = [[block.draw(g.shape[0], device) for block in self.blocks] for g in groups]  # type: ignore[operator]
+        shapes = tuple((g.shape[0], g.shape[1]) for g in groups)
+        return [Block.plan(shapes, of_block, device, kernel) for of_block in zip(*draws, strict=True)]
+
+    def _run(
+        self, block: nn.Module, groups: list[Tensor], plan: BlockPlan, picked: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        if self.training and torch.is_grad_enabled():
+            return run_checkpointed(self.activation_checkpointing, block, groups, plan, picked)
+        return block(groups, plan, picked)
+
+    def _embed_views(
+        self, images: list[Tensor], masks: list[Tensor | None]
+    ) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        embedded = [self._embed(x, mask) for x, mask in zip(images, masks, strict=True)]
+        return [tokens for tokens, _ in embedded], [grid for _, grid in embedded]
 
     def _embed(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         patches = self.patch_embed(images)  # [B, N, D]

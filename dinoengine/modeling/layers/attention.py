@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from dinoengine.modeling.layers.attention_kernels import KERNELS, Layout
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(d)) v with packed q, k, v and torch's fused kernel."""
+    """softmax(q k^T / sqrt(d)) v within each sequence, with packed q, k, v."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, proj_bias: bool = True) -> None:
         super().__init__()
@@ -17,10 +18,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, D / heads]
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(attended.transpose(1, 2).reshape(batch, tokens, dim))
+    def forward(self, x: Tensor, layout: Layout, kernel: str = "sdpa", wanted: Tensor | None = None) -> Tensor:
+        """[R, D] -> [R, D]; with ``wanted``, [P] indices of rows, only these: [P, D].
+
+        Args:
+            layout: which rows are one sequence.
+            kernel: a key of ``attention_kernels.KERNELS``.
+        """
+        attended = KERNELS[kernel](self.qkv(x), self.num_heads, layout)
+        return self.proj(attended if wanted is None else attended.index_select(0, wanted))

@@ -9,17 +9,21 @@ from torch.nn import functional as F
 from dinoengine.modeling.losses.precision import at_least_fp32
 
 
-def mask_weights(masks: Tensor) -> Tensor:
+def mask_weights(masks: Tensor, masked: Tensor | None = None) -> Tensor:
     """1 / (masked patches in its crop) for every masked patch.
 
     Args:
         masks: [crops, N] bool.
+        masked: [M] int64, the indices of the masked patches in the flat ``masks``. None: they are looked up, for which
+            the host waits for the device.
 
     Returns:
-        [M] fp32, in the order of ``masks.flatten().nonzero()``.
+        [M] fp32.
     """
-    weights = 1.0 / masks.sum(1, keepdim=True).clamp(min=1).float()
-    return weights.expand_as(masks)[masks]
+    if masked is None:
+        masked = masks.flatten().nonzero().squeeze(1)
+    weights = 1.0 / masks.sum(1).clamp(min=1).float()
+    return weights.index_select(0, masked // masks.shape[1])
 
 
 def ibot_loss(

@@ -177,12 +177,14 @@ class DINOv2(StudentTeacher):
 
     def _teacher_logits(self, batch: SSLBatch) -> tuple[Tensor | None, Tensor | None]:
         """([G, B, K] or None, [M, K] or None)."""
-        output = self.teacher["backbone"](self.pixel_norm(batch.global_crops))
+        masked = batch.masked_patches() if self.ibot_weight else None
+        pick_tokens = self.teacher["backbone"].pick_tokens
+        (tokens,) = pick_tokens([self.pixel_norm(batch.global_crops)], [None], [masked])  # type: ignore[operator]
         cls_logits = patch_logits = None
         if self.dino_weight:
-            cls_logits = self.teacher["dino_head"](output.cls_token).unflatten(0, (batch.num_global_views, -1))
+            cls_logits = self.teacher["dino_head"](tokens.cls_token).unflatten(0, (batch.num_global_views, -1))
         if self.ibot_weight:
-            patch_logits = self.teacher[self.patch_head](output.patch_tokens[batch.masks])
+            patch_logits = self.teacher[self.patch_head](tokens.patches)
         return cls_logits, patch_logits
 
     def _losses(self, batch: SSLBatch, targets: TeacherTargets) -> LossTerms:
@@ -190,11 +192,12 @@ class DINOv2(StudentTeacher):
         use_locals = bool(self.dino_weight) and batch.num_local_views > 0
         crops = [batch.global_crops] + ([batch.local_crops] if use_locals else [])
         masks = [batch.masks if self.ibot_weight else None] + [None] * use_locals
-        outputs = self.student["backbone"].forward_views([self.pixel_norm(c) for c in crops], masks)  # type: ignore[operator]
-        global_cls = outputs[0].cls_token  # [G*B, D]
-        local_cls = outputs[1].cls_token if use_locals else global_cls[:0]  # [L*B, D]
-        masked_patches = outputs[0].patch_tokens[batch.masks] if self.ibot_weight else global_cls[:0]  # [M, D]
-        global_logits, local_logits, patch_logits = self._student_logits(global_cls, local_cls, masked_patches)
+        masked = batch.masked_patches() if self.ibot_weight else None  # [M]
+        pick_tokens = self.student["backbone"].pick_tokens
+        tokens = pick_tokens([self.pixel_norm(c) for c in crops], masks, [masked] + [None] * use_locals)  # type: ignore[operator]
+        global_cls = tokens[0].cls_token  # [G*B, D]
+        local_cls = tokens[1].cls_token if use_locals else global_cls[:0]  # [L*B, D]
+        global_logits, local_logits, patch_logits = self._student_logits(global_cls, local_cls, tokens[0].patches)
 
         terms: list[LossTerm] = []
         rows: dict[str, list[Tensor]] = {"dino": [], "ibot": [], "koleo": []}  # what crops, patches and images add
@@ -214,7 +217,8 @@ class DINOv2(StudentTeacher):
             metrics["prototype_perplexity"] = torch.special.entr(mean_target).sum().exp()
         if targets.patches is not None:
             assert batch.masks is not None
-            weights = mask_weights(batch.masks)
+            assert masked is not None
+            weights = mask_weights(batch.masks, masked)
             value = ibot_loss(
                 patch_logits, targets.patches, weights, len(batch.masks), self.student_temp, rows=rows["ibot"]
             )

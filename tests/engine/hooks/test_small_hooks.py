@@ -6,12 +6,15 @@ import itertools
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from dinoengine.engine import hooks
 from dinoengine.solver import CosineSchedule, LinearWarmupSchedule, OptimizerSchedule
+from dinoengine.utils.startup import StartupTimes
 from dinoengine.utils.writers import ConsoleWriter, EventWriter, JSONWriter
 from tests.engine.toys import IdleTrainer, ToyData, toy_trainer
 
@@ -115,6 +118,34 @@ def test_writers_from_a_function_are_made_when_training_starts(tmp_path: Path) -
         *({"iteration": i, "x": i} for i in (3, 4, 5)),
         {"iteration": 6, "knn/top1": 50.0},
     ]
+
+
+def test_the_start_is_reported_once_with_the_wait_for_the_first_batch(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="dinoengine")
+    times = StartupTimes()
+    times.put_first({"imports": 3.0})
+    trainer = toy_trainer(SlowStart(0.2))
+    slow = hooks.CallbackHook(before_train=lambda _: time.sleep(0.3), after_step=lambda _: time.sleep(0.1))
+    trainer.register_hooks([hooks.StartupReport(times), slow])
+    trainer.train(0, 3)
+    assert list(times.seconds) == ["imports", "hooks", "batch", "step"]
+    assert times.seconds["hooks"] >= 0.3
+    assert times.seconds["batch"] >= 0.2
+    assert [r.getMessage() for r in caplog.records if "First iteration" in r.msg] == [
+        f"First iteration after {times.line()}."
+    ]
+
+
+class SlowStart(ToyData):
+    """The first batch takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def __iter__(self) -> Iterator[Tensor]:
+        time.sleep(self.seconds)
+        return super().__iter__()
 
 
 def test_the_profiler_records_the_iterations_it_was_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 
-from dinoengine.modeling.backbone import VIT_SIZES, VisionTransformer, build_backbone
+from dinoengine.modeling.backbone import VIT_SIZES, Backbone, VisionTransformer, build_backbone
+from dinoengine.modeling.layers.attention_kernels import KERNELS
+from tests.modeling.layers.dense import dense
 
 
 def _vit(**options: Any) -> VisionTransformer:
@@ -90,7 +93,7 @@ def test_initial_weights() -> None:
 def test_tokens_come_in_order_and_registers_have_no_position() -> None:
     vit = _vit(depth=1, num_register_tokens=2).eval()
     tokens: list[torch.Tensor] = []
-    vit.blocks[0].register_forward_pre_hook(lambda m, args: tokens.append(args[0]))
+    vit.blocks[0].register_forward_pre_hook(lambda m, args: tokens.append(args[0][0]))
     images = torch.randn(1, 3, 8, 8)
     vit(images)
     (first,) = tokens
@@ -112,7 +115,7 @@ def test_a_mask_replaces_its_patches_and_no_other() -> None:
     with torch.no_grad():
         vit.mask_token.fill_(7.0)
     tokens: list[torch.Tensor] = []
-    vit.blocks[0].register_forward_pre_hook(lambda m, args: tokens.append(args[0]))
+    vit.blocks[0].register_forward_pre_hook(lambda m, args: tokens.append(args[0][0]))
     images = torch.randn(2, 3, 8, 8)
     masks = torch.tensor([[True, False, False, True], [False] * 4])
     vit(images, masks)
@@ -135,6 +138,37 @@ def test_several_views_equal_one_forward_each() -> None:
         assert torch.equal(got.patch_tokens, vit(view, mask).patch_tokens)
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "dense"])
+def test_picked_tokens_equal_those_of_whole_views(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    monkeypatch.setitem(KERNELS, "dense", dense)  # packed: both views in one pass
+    vit = _vit(depth=3, num_register_tokens=2, drop_path_rate=0.4).double().train()
+    views = [torch.randn(4, 3, 8, 8).double(), torch.randn(6, 3, 4, 4).double()]
+    masks = [torch.rand(4, 4) < 0.5, None]
+    patches = [torch.tensor([14, 1, 5]), None]
+
+    def run(pick: Any) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        picked = pick(views, masks, patches)
+        assert [p.patches.shape for p in picked] == [(3, 12), (0, 12)]
+        tokens = [tokens for p in picked for tokens in p]
+        loss = sum((t * torch.linspace(-1, 1, t.numel()).view_as(t)).sum() for t in tokens)
+        return [*tokens, *torch.autograd.grad(loss, list(vit.parameters()))]  # type: ignore[arg-type]
+
+    expected = run(functools.partial(Backbone.pick_tokens, vit))  # the plain way: whole views, one after the other
+    vit.attention = kernel
+    for got, plain in zip(run(vit.pick_tokens), expected, strict=True):
+        torch.testing.assert_close(got, plain)
+
+
+def test_what_was_not_picked_has_no_last_feed_forward() -> None:
+    vit = _vit(depth=2).eval()
+    rows: list[int] = []
+    for block in vit.blocks:
+        block.mlp.register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
+    vit.pick_tokens([torch.randn(3, 3, 8, 8)], [None], [torch.tensor([7])])
+    assert rows == [3 * 5, 3 + 1]
+
+
 def test_intermediate_layers() -> None:
     vit = _vit(depth=3).eval()
     images = torch.randn(2, 3, 8, 8)
@@ -152,7 +186,7 @@ def test_the_residual_stream_stays_fp32_under_autocast() -> None:
     vit = _vit(layer_scale_init=1e-5, num_register_tokens=1)
     streams: list[torch.dtype] = []
     for block in vit.blocks:
-        block.register_forward_hook(lambda m, i, o: streams.append(o.dtype))
+        block.register_forward_hook(lambda m, i, o: streams.append(o[0].dtype))
         block.attn.register_forward_hook(lambda m, i, o: streams.append(o.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = vit(torch.randn(2, 3, 8, 8), torch.rand(2, 4) < 0.5)

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from dinoengine.modeling.layers.attention import Attention
+from dinoengine.modeling.layers.attention_kernels import Layout
 from dinoengine.modeling.layers.block import Block
 from dinoengine.modeling.layers.layer_scale import LayerScale
 from dinoengine.modeling.layers.mlp import Mlp, SwiGLU
@@ -17,13 +18,17 @@ from dinoengine.modeling.layers.pixel_norm import PixelNorm
 def test_attention_equals_the_slow_softmax() -> None:
     attention = Attention(6, 2)
     x = torch.randn(2, 5, 6)
+    out = attention(x.flatten(0, 1), Layout(((2, 5),)))
     q, k, v = attention.qkv(x).split(6, dim=-1)
     heads = []
     for h in range(2):
         part = slice(3 * h, 3 * h + 3)
         scores = (q[..., part] @ k[..., part].transpose(1, 2) / 3**0.5).softmax(-1)
         heads.append(scores @ v[..., part])
-    torch.testing.assert_close(attention(x), attention.proj(torch.cat(heads, -1)))
+    expected = attention.proj(torch.cat(heads, -1)).flatten(0, 1)
+    torch.testing.assert_close(out, expected)
+    some = torch.tensor([7, 0, 3])
+    torch.testing.assert_close(attention(x.flatten(0, 1), Layout(((2, 5),)), wanted=some), expected[some])
 
 
 def test_attention_refuses_heads_that_do_not_divide() -> None:
@@ -101,8 +106,10 @@ def test_what_is_no_batch_of_images_is_refused(shape: tuple[int, ...], hint: str
 def test_a_block_is_two_scaled_residuals() -> None:
     block = Block(6, 2, layer_scale_init=0.3)
     x = torch.randn(2, 4, 6)
-    middle = x + 0.3 * block.attn(block.norm1(x))
-    torch.testing.assert_close(block(x), middle + 0.3 * block.mlp(block.norm2(middle)))
+    attended = block.attn(block.norm1(x).flatten(0, 1), Layout(((2, 4),))).view(2, 4, 6)
+    middle = x + 0.3 * attended
+    (out,) = block([x])
+    torch.testing.assert_close(out, middle + 0.3 * block.mlp(block.norm2(middle)))
     assert block.norm1.eps == 1e-6
 
 
@@ -116,6 +123,6 @@ def test_stochastic_depth_draws_anew_for_each_branch_and_only_in_training() -> N
     block.attn.register_forward_hook(lambda m, i, o: seen["attn"].append(len(i[0])))
     block.mlp.register_forward_hook(lambda m, i, o: seen["mlp"].append(len(i[0])))
     x = torch.randn(8, 3, 6)
-    block(x)
-    block.eval()(x)
-    assert seen == {"attn": [4, 8], "mlp": [4, 8]}
+    block([x])
+    block.eval()([x])
+    assert seen == {"attn": [4 * 3, 8 * 3], "mlp": [4 * 3, 8 * 3]}

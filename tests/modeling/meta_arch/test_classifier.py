@@ -46,7 +46,7 @@ def _blocks_by_hand(backbone: VisionTransformer, images: Tensor) -> list[Tensor]
     tokens = torch.cat((backbone.cls_token.expand(len(images), -1, -1), patches), dim=1) + backbone.pos_embed
     outputs = []
     for block in backbone.blocks:
-        tokens = block(tokens)
+        (tokens,) = block([tokens])
         outputs.append(backbone.norm(tokens))
     return outputs
 

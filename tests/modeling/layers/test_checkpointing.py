@@ -1,0 +1,59 @@
+"""Activation checkpointing: the same gradients from less memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from dinoengine.modeling.backbone import VisionTransformer
+
+
+def _step(mode: str) -> tuple[list[Tensor], int]:
+    """Gradients of all parameters, and the bytes that the forward pass leaves behind for the backward pass."""
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        img_size=(32, 32),
+        patch_size=4,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        layer_scale_init=0.5,
+        drop_path_rate=0.3,
+        activation_checkpointing=mode,
+    ).train()
+    images = torch.randn(8, 3, 32, 32)
+    rows = torch.tensor([0, 5, 200])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        (tokens,) = vit.pick_tokens([images], [None], [rows])
+    (tokens.cls_token.sum() + tokens.patches.square().sum()).backward()
+    gradients = [p.grad for name, p in vit.named_parameters() if name != "mask_token"]
+    return gradients, sum(event.self_cpu_memory_usage for event in profiler.key_averages())  # type: ignore[return-value]
+
+
+def test_gradients_are_the_same_and_memory_falls() -> None:
+    plain, most = _step("none")
+    some_gradients, some = _step("selective")
+    fewest_gradients, fewest = _step("full")
+    for expected, selective, full in zip(plain, some_gradients, fewest_gradients, strict=True):
+        assert torch.equal(expected, selective)
+        assert torch.equal(expected, full)
+    assert fewest < 0.5 * some
+    assert some < 0.85 * most
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of none, selective, full; got 'half'"):
+        _step("half")
+
+
+def test_evaluation_keeps_nothing_and_needs_no_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("dinoengine.modeling.backbone.vit.run_checkpointed", fail)
+    vit = VisionTransformer(img_size=(8, 8), patch_size=4, embed_dim=8, depth=1, num_heads=2)
+    vit.eval()(torch.randn(1, 3, 8, 8))
+    with pytest.raises(AssertionError):
+        vit.train()(torch.randn(1, 3, 8, 8))
