@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 from PIL import Image
 
 from dinoengine.config import CfgNode
-from dinoengine.data import DATASET_REGISTRY, ImageDataset, build_dataset, build_test_loader, build_train_loader
+from dinoengine.data import (
+    DATASET_REGISTRY,
+    ConcatImageDataset,
+    ImageDataset,
+    build_dataset,
+    build_test_loader,
+    build_train_loader,
+)
 from dinoengine.data.augmentation import CenterCropTransform
 from dinoengine.data.channels import Channels, image_format, in_format, num_array_channels, size_of
 from dinoengine.data.mask_crops import MaskCrop
@@ -158,3 +166,26 @@ def test_a_dataset_of_yours_may_load_arrays(tiny_cfg: CfgNode, tmp_path: Path, m
     cfg = _channels_cfg(tiny_cfg, tmp_path, value_range=(0, 2000))
     images = next(iter(build_test_loader(cfg, "stacks"))).images
     assert [image.unique().tolist() for image in images] == [[0.0], [0.5], [1.0]]
+
+
+def test_datasets_made_of_others_pass_on_how_files_are_read(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4), 1).save(tmp_path / name / "0.png")
+    masks = build_dataset(f"masks:{tmp_path}:num_classes=2")
+    both = ConcatImageDataset([masks, build_dataset(f"folder:{tmp_path}/images")])
+    both.load_channels(1)
+    assert [both.load(i).shape for i in range(2)] == [(4, 4, 1)] * 2
+    assert masks.load_mask(0).tolist() == [[1] * 4] * 4, "a mask stays a picture"  # type: ignore[union-attr]
+    both.load_channels(0)
+    assert both.load(0).mode == "L"
+
+
+def test_tar_members_are_read_with_all_channels(tmp_path: Path) -> None:
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        shard.add(tmp_path / "a.png", "a.png")
+    dataset = build_dataset(f"wds:{tmp_path}/0.tar")
+    dataset.load_channels(1)
+    assert np.array_equal(dataset.load(0)[..., 0], levels)

@@ -10,6 +10,7 @@ import pytest
 
 from dinoengine.data import build_dataset, file_index
 from dinoengine.data.file_index import FileIndex, NoImagesError, cache_folder, index_folder
+from dinoengine.data.folder_scan import ARRAY_EXTENSIONS
 
 
 @pytest.fixture(autouse=True)
@@ -192,3 +193,17 @@ def test_processes_that_start_together_get_one_index(root: Path) -> None:
 def test_a_dataset_string_may_ask_for_a_scan(root: Path, cache: Path) -> None:
     assert len(build_dataset(f"folder:{root}:cached=false")) == 4
     assert not cache.exists()
+
+
+def test_pictures_and_arrays_of_a_folder_have_an_index_each(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = _count_scans(monkeypatch)
+    (root / "array.npy").touch()
+    _age(root)
+    for _ in range(2):
+        pictures = index_folder(str(root), min_images=1)
+        arrays = index_folder(str(root), min_images=1, extensions=ARRAY_EXTENSIONS)
+        assert [arrays.path(0)] == [str(root / "array.npy")]
+        assert len(pictures) > 1
+    assert len(scans) == 2
