@@ -13,6 +13,7 @@ from torch import nn
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError, read_checkpoint
 from dinoengine.checkpoint.digest import content_digest
+from dinoengine.checkpoint.resuming import checkpoint_name
 from dinoengine.data import UnreadableImageError
 from dinoengine.data.decode import read_image
 
@@ -55,7 +56,7 @@ def damaged_checkpoints(folder: str, count: int, rng: random.Random) -> dict[str
     digests = {}
     for iteration in (6, 7):
         nn.init.constant_(model[0].bias, iteration)  # type: ignore[arg-type]
-        path = checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        path = checkpointer.save(checkpoint_name(iteration), iteration=iteration)
         digests[iteration] = content_digest(model.state_dict())
     with open(path, "rb") as file:
         data = file.read()

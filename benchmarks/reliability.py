@@ -26,11 +26,12 @@ from damage import damaged_checkpoints, damaged_images
 from torch import Tensor, nn
 
 from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint.resuming import FINAL, POINTER, checkpoint_name
 from dinoengine.engine import SimpleTrainer, default_writers, hooks, run_command
-from dinoengine.engine.command import EXIT_PAUSED
 from dinoengine.engine.launch import free_port
 from dinoengine.engine.verify import compare_checkpoints
 from dinoengine.utils.console import run_tool
+from dinoengine.utils.stop_signals import EXIT_PAUSED, end_when_asked
 
 _DESCRIPTION = """
 Four parts: runs that are ended by a signal at a random moment and resumed, damaged checkpoints, damaged images, and a day's
@@ -71,6 +72,7 @@ _SECONDS_TO_END = 120
 
 def train(words: Sequence[str], rank: int, world_size: int, port: int, log: str) -> None:
     """One process of a run, as torchrun would start it. Forked from a process that has torch imported already."""
+    end_when_asked()
     with open(log, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -124,7 +126,7 @@ class Run:
 
     def wait_for_checkpoints(self, num: int) -> int:
         """Until that many are on disk, or the run ends; returns ``num``, or 0 if it is negative."""
-        path = os.path.join(self.output_dir, f"model_{max(0, num - 1):07d}.pth")
+        path = os.path.join(self.output_dir, f"{checkpoint_name(max(0, num - 1))}.pth")
         while num > 0 and not os.path.exists(path) and any(process.is_alive() for process in self.processes):
             time.sleep(0.01)
         return max(0, num)
@@ -170,8 +172,8 @@ def kills(folder: str, count: int, world_size: int, number: signal.Signals, rng:
         codes = run.end()
         found["kills"] += 1
         found["while_writing"] += bool(glob.glob(os.path.join(out, ".*.tmp")))
-        found["before_first_checkpoint"] += not os.path.exists(os.path.join(out, "last_checkpoint"))
-        found["after_the_end"] += os.path.exists(os.path.join(out, "model_final.pth"))
+        found["before_first_checkpoint"] += not os.path.exists(os.path.join(out, POINTER))
+        found["after_the_end"] += os.path.exists(os.path.join(out, f"{FINAL}.pth"))
         outcome = "equal" if all(code in ends_well for code in codes) else f"ended with {codes}"
         if outcome == "equal":
             outcome = _resumed(Run(out, world_size, "--resume", *background), whole, out)
@@ -188,7 +190,7 @@ def _resumed(run: Run, whole: str, out: str) -> str:
     codes = run.end()
     if any(code != 0 for code in codes):
         return f"the resumed run ended with {codes}, see {run.log}:\n{run.last_lines()}"
-    different = compare_checkpoints(*(os.path.join(d, "model_final.pth") for d in (whole, out))).different
+    different = compare_checkpoints(*(os.path.join(d, f"{FINAL}.pth") for d in (whole, out))).different
     return f"NOT EQUAL in {different[:5]}, see {out}" if different else "equal"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -244,3 +245,10 @@ def _shapes(model: VisionTransformer) -> dict[str, torch.Size]:
 
 def _pair(size: tuple[int, ...]) -> tuple[int, int]:
     return size[0], size[-1]
+
+
+def is_of_this_model(saved: Collection[str], own: Collection[str]) -> bool:
+    """Whether the names of entries are this model's; a teacher alone is not a model with a student."""
+    needs_student = any(name.startswith("student.") for name in own)
+    has_student = any(name.startswith("student.") for name in saved)
+    return not set(own).isdisjoint(saved) and (has_student or not needs_student)

@@ -20,25 +20,30 @@ from dinoengine.checkpoint.adopt import (
     adopt,
     fresh_mask_tokens,
     hints_of_model,
+    is_of_this_model,
     log_adopted,
     require_entries,
     required,
     trains_with_masks,
 )
-from dinoengine.checkpoint.files import (
-    CheckpointError,
-    grouped_names,
-    read_checkpoint,
-    read_content,
-    short_list,
-)
+from dinoengine.checkpoint.files import CheckpointError, grouped_names, read_checkpoint, read_content, short_list
 from dinoengine.checkpoint.layouts import detect_layout
 from dinoengine.checkpoint.layouts.layout import is_state_dict
-from dinoengine.checkpoint.resuming import POINTER, iteration_of, pointed_name, read_newest_readable, resumable
+from dinoengine.checkpoint.resuming import (
+    POINTER,
+    iteration_of,
+    last_good_name,
+    pointed_name,
+    read_newest_readable,
+    resumable,
+    set_aside,
+    shown,
+)
 from dinoengine.checkpoint.writing import (
     BackgroundWriter,
     CheckpointWriteError,
     explained_errors,
+    follow_up,
     snapshot,
     write_file,
 )
@@ -61,6 +66,8 @@ class Checkpointer:
 
     Attributes:
         num_failed: checkpoints that could not be written and were done without.
+        before_save: called on rank 0 before a file is written; what it raises ends the save, an OSError as if it came of
+            writing.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Checkpointer:
         self.num_failed = 0
         self._writer = BackgroundWriter()
         self.before_load = before_load
+        self.before_save: Callable[[], None] | None = None
 
     def save(
         self,
@@ -119,14 +127,16 @@ class Checkpointer:
             required: an error is raised whatever ``on_error`` says, as there is no later save.
             background: copy the state to CPU memory and return; a thread writes it. What goes wrong then comes out of the
                 next ``save`` or ``wait``.
-            then: called on rank 0 when the file is on disk and tagged, in the thread that wrote it.
+            then: called on rank 0 when the file is on disk and tagged, in the thread that wrote it. An OSError of it is a
+                CheckpointWriteError that says so.
             extra: plain values stored beside, e.g. ``iteration=``.
 
         Returns:
             The path; empty if it was done without.
 
         Raises:
-            CheckpointWriteError: if it, or the one before it, cannot be written; everything on disk is as it was.
+            CheckpointWriteError: if it, or the one before it, cannot be written; everything on disk is as it was. Also if
+                ``then`` fails, with the file on disk.
             TypeError: if a state holds what could not be read back.
         """
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -138,6 +148,9 @@ class Checkpointer:
                 **self.metadata,
                 **extra,
             }
+            if self.before_save is not None:
+                with explained_errors(path, data, last_good_name(self.save_dir)):
+                    self.before_save()
             if background:
                 kept = snapshot(data)
                 self._writer.start(lambda: self._write(path, kept, tag_last, then))
@@ -163,13 +176,12 @@ class Checkpointer:
         return True
 
     def _write(self, path: str, data: dict[str, Any], tag_last: bool, then: Callable[[], None] | None) -> None:
-        last = pointed_name(self.save_dir)
-        with explained_errors(path, data, last if os.path.isfile(os.path.join(self.save_dir, last)) else ""):
+        with explained_errors(path, data, last_good_name(self.save_dir)):
             write_file(path, data)
             if tag_last:
                 self.tag_last_checkpoint(os.path.basename(path))
-            if then is not None:
-                then()
+        if then is not None:
+            follow_up(path, then)
         logger.info("Saved checkpoint %s", path)
 
     def wait(self) -> None:
@@ -211,7 +223,7 @@ class Checkpointer:
         path = os.path.join(self.save_dir, names[0]) if names else ""
         if path and not os.path.isfile(path):
             raise CheckpointError(
-                f"{os.path.join(self.save_dir, POINTER)} names {os.path.basename(path)}, which is not there. Write the "
+                f"{os.path.join(self.save_dir, POINTER)} names {shown(names[0])}, which is not there. Write the "
                 f"name of another checkpoint of {self.save_dir} into it."
             )
         return path
@@ -279,11 +291,7 @@ class Checkpointer:
     def _set_aside(self, damaged: list[str], good: str) -> None:
         if pointed_name(self.save_dir) != good:
             self.tag_last_checkpoint(good)
-        for name in damaged:
-            os.replace(
-                os.path.join(self.save_dir, name),
-                os.path.join(self.save_dir, f"damaged_{name.removeprefix('model_')}"),
-            )
+        set_aside(self.save_dir, damaged)
 
     def load_weights(self, path: str, *, for_training: bool = False) -> None:
         """Load the weights of a file of any layout (``layouts/``) into the model; the layout is said in the log.
@@ -302,7 +310,7 @@ class Checkpointer:
         content = read_content(path)
         own = self.model.state_dict()
         saved = content.data.get("model")
-        if is_state_dict(saved) and _is_of_this_model(saved, own):
+        if is_state_dict(saved) and is_of_this_model(saved, own):
             self._load_model(saved, path, strict=self.strict, may_be_partial=True)
             logger.info("%s: layout dinoengine, a checkpoint of this model.", path)
             return
@@ -387,10 +395,3 @@ class Checkpointer:
             logger.warning("%s\nLoading what fits, as MODEL.WEIGHTS_STRICT is False.", report)
         fitting = {key: saved[key] for key in own if key in saved and key not in misshapen}
         self.model.load_state_dict(fitting, strict=False)
-
-
-def _is_of_this_model(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
-    """Whether the names are this model's; a teacher alone is not a model with a student."""
-    needs_student = any(name.startswith("student.") for name in own)
-    has_student = any(name.startswith("student.") for name in saved)
-    return bool(saved.keys() & own.keys()) and (has_student or not needs_student)

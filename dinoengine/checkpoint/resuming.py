@@ -9,7 +9,11 @@ from typing import Any, NamedTuple
 from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError, read_checkpoint
 from dinoengine.utils import comm
 
+# Names of files in an OUTPUT_DIR; those of checkpoints without their ending, as ``Checkpointer.save`` takes them.
 POINTER = "last_checkpoint"
+FINAL = "model_final"
+BEST = "model_best"
+_LONGEST_NAME = 60
 _PERIODIC = re.compile(r"model_(\d{7,})\.pth")
 
 
@@ -26,6 +30,11 @@ class Readable(NamedTuple):
     data: dict[str, Any]
     problems: dict[str, str]
     damaged: list[str]
+
+
+def checkpoint_name(iteration: int) -> str:
+    """Name of a periodic checkpoint, without ``.pth``; ``iteration`` is the last one that is done in it."""
+    return f"model_{iteration:07d}"
 
 
 def iteration_of(name: str) -> int | None:
@@ -47,6 +56,25 @@ def pointed_name(save_dir: str) -> str:
         return ""
     with open(path, encoding="utf-8", errors="replace") as file:
         return os.path.basename(file.read().strip())
+
+
+def last_good_name(save_dir: str) -> str:
+    """What ``last_checkpoint`` names if it is there, or an empty string."""
+    last = pointed_name(save_dir)
+    return last if os.path.isfile(os.path.join(save_dir, last)) else ""
+
+
+def set_aside(save_dir: str, damaged: list[str]) -> None:
+    """Rename damaged files to ``damaged_*``, so that neither retention nor a later resume counts on them."""
+    for name in damaged:
+        aside = f"damaged_{name.removeprefix('model_')}"
+        os.replace(os.path.join(save_dir, name), os.path.join(save_dir, aside))
+
+
+def shown(name: str) -> str:
+    """What a damaged ``last_checkpoint`` names, for messages: cut short and quoted unless it may be the name of a file."""
+    is_name = len(name) <= _LONGEST_NAME and re.fullmatch(r"[\w.+-]+", name, re.ASCII)
+    return name if is_name else ascii(name[:_LONGEST_NAME]) + ("..." if len(name) > _LONGEST_NAME else "")
 
 
 def resumable(save_dir: str) -> list[str]:
@@ -76,7 +104,7 @@ def read_newest_readable(save_dir: str, names: list[str]) -> Readable:
         try:
             data = read_checkpoint(os.path.join(save_dir, name))
         except FileNotFoundError:
-            problem = f"{name} is not there."
+            problem = f"{shown(name)} is not there."
         except CheckpointError as error:
             problem = str(error)
             damaged.append(name)
@@ -97,5 +125,6 @@ def read_newest_readable(save_dir: str, names: list[str]) -> Readable:
     tried = "\n  ".join(problems.values())
     raise UnreadableCheckpointError(
         f"No checkpoint in {save_dir} can be resumed from; tried, newest first:\n  {tried}\nIf you have a good one, put it "
-        f"there and write its name into {POINTER}; else start over in another OUTPUT_DIR."
+        f"there (on every machine, or on a file system that they share) and write its name into {POINTER}; else start over "
+        "in another OUTPUT_DIR."
     )

@@ -12,12 +12,18 @@ import torch
 from torch import nn
 
 from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint.resuming import FINAL
 from dinoengine.config import CfgNode
 from dinoengine.data import build_test_loader, build_train_loader
 from dinoengine.engine import hooks
 from dinoengine.engine.optimizer_state import load_optimizer_of
 from dinoengine.engine.parallel import create_ddp_model, unwrap_model
-from dinoengine.engine.resuming import check_before_resume, fork_run, require_no_unfinished_fork
+from dinoengine.engine.resuming import (
+    check_before_resume,
+    fork_run,
+    require_no_unfinished_fork,
+    warn_of_lost_checkpoints,
+)
 from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.evaluation import (
@@ -34,7 +40,7 @@ from dinoengine.solver import OptimizerSchedule, build_lr_scheduler, build_optim
 from dinoengine.utils import comm
 from dinoengine.utils.events import get_event_storage, has_event_storage
 from dinoengine.utils.logger import setup_logger
-from dinoengine.utils.writers import ConsoleWriter, EventWriter, JSONWriter, TensorboardXWriter
+from dinoengine.utils.writers import METRICS_FILE, ConsoleWriter, EventWriter, JSONWriter, TensorboardXWriter
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +57,12 @@ def default_writers(
 ) -> list[EventWriter]:
     """Console, ``metrics.json`` and TensorBoard events in ``output_dir``."""
     os.makedirs(output_dir, exist_ok=True)
+    rows = JSONWriter(os.path.join(output_dir, METRICS_FILE), start_iter)
     writers: list[EventWriter] = [
         ConsoleWriter(max_iter, images_per_iter=images_per_iter, window_size=window_size, progress_bar=progress_bar),
-        JSONWriter(os.path.join(output_dir, "metrics.json"), start_iter),
+        rows,
     ]
-    return [*writers, TensorboardXWriter(output_dir, start_iter)] if tensorboard else writers
+    return [*writers, TensorboardXWriter(output_dir, start_iter, rows.last_known)] if tensorboard else writers
 
 
 class DefaultTrainer(SimpleTrainer):
@@ -125,24 +132,17 @@ class DefaultTrainer(SimpleTrainer):
                 MODEL.WEIGHTS, or from scratch.
 
         Raises:
-            ValueError: if the processes do not see the same checkpoint to resume from.
-            CheckpointError, FileNotFoundError: if it cannot be loaded.
+            CheckpointError, FileNotFoundError: if it cannot be loaded, or there is none that every process can read.
             ConfigError: if the config has changed in what cannot change within a run.
         """
-        if resume:
-            seen = comm.all_gather(self.checkpointer.last_checkpoint_name())
-            if len(set(seen)) > 1:
-                found = ", ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(seen))
-                raise ValueError(
-                    f"The processes do not see the same last checkpoint in OUTPUT_DIR {self.cfg.OUTPUT_DIR} ({found}). "
-                    "Every machine must have it: use a shared file system, or copy the folder."
-                )
-        is_resumed = resume and self.checkpointer.has_checkpoint()
+        # Of rank 0: a process that asks a moment later, or another machine, may see another folder.
+        is_resumed = resume and comm.on_main_process(self.checkpointer.has_checkpoint)
         if fork_from and not is_resumed:
             self.start_iter = fork_run(self, fork_from)
         else:
             if resume and not is_resumed:
                 comm.on_main_process(lambda: require_no_unfinished_fork(self.cfg.OUTPUT_DIR))
+                comm.on_main_process(lambda: warn_of_lost_checkpoints(self.cfg.OUTPUT_DIR))
             self.start_iter = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
             if self.cfg.MODEL.WEIGHTS_WITH_OPTIMIZER and not is_resumed:
                 load_optimizer_of(self.optimizer, self.cfg.MODEL.WEIGHTS)
@@ -200,9 +200,9 @@ class DefaultTrainer(SimpleTrainer):
 
     def _complete_final_checkpoint(self) -> None:
         """Write ``model_final.pth`` if the run was killed after its last periodic checkpoint and before that one."""
-        if comm.on_main_process(self.checkpointer.last_checkpoint_name) != "model_final.pth" and self.start_iter:
+        if comm.on_main_process(self.checkpointer.last_checkpoint_name) != f"{FINAL}.pth" and self.start_iter:
             self.iter = self.start_iter - 1  # as in the step that would have written it
-            self.checkpointer.save("model_final", required=True, iteration=self.iter)
+            self.checkpointer.save(FINAL, required=True, iteration=self.iter)
             self.iter = self.start_iter
 
     def _was_stopped_early(self) -> bool:

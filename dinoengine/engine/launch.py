@@ -18,11 +18,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dinoengine.utils import comm
+from dinoengine.utils.stop_signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
-# What a run may be asked to end by. SIGUSR1 is what SLURM's --signal is commonly set to; Windows has no such signal.
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 _SECONDS_TO_FAIL = 10
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
