@@ -177,7 +177,9 @@ class CollapseGuard(HookBase):
     @staticmethod
     def _checkpoints(folder: str) -> list[tuple[float, str]]:
         """(iteration, path) of all that a run can be resumed from, oldest first."""
-        checkpoints = list(periodic_checkpoints(folder).items()) if os.path.isdir(folder) else []
+        checkpoints: list[tuple[float, str]] = []
+        if os.path.isdir(folder):
+            checkpoints += periodic_checkpoints(folder).items()
         final = os.path.join(folder, f"{FINAL}.pth")
         if os.path.exists(final):
             checkpoints.append((_iteration_in(final), final))
