@@ -51,7 +51,7 @@ The short version that the test suite runs, and the long one of benchmarks/RESUL
 
 How long, on two cores shared with other work (load 8 to 12; less on free ones): a kill with its resume 20 to 25 s, so 50 of
 each signal with 1 and 2 processes 70 to 80 minutes, of SIGKILL alone half of that; 500 checkpoints 30 s, 500 images 2 s;
-86400 iterations about 8 minutes.
+86400 iterations 8 to 35 minutes (3600 took 20 to 82 s).
 Parts do not share random numbers: one that is run alone does what it does among the others.
 """
 
