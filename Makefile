@@ -9,6 +9,7 @@ help:
 	@sed -n '1,2s/^# //p' Makefile
 	@echo "make lint     ruff and mypy alone"
 	@echo "make docs     regenerate docs/config.md"
+	@echo "Does a resumed run equal an uninterrupted one here? python tools/verify_resume.py --config-file configs/debug.yaml"
 	@echo "make clean    remove .venv and caches (not output/)"
 
 train: .venv/installed

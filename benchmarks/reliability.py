@@ -5,50 +5,66 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import glob
-import io
 import json
+import logging
 import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
-import socket
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from damage import damaged_checkpoints, damaged_images
 from torch import Tensor, nn
 
-from dinoengine.checkpoint import Checkpointer, CheckpointError, read_checkpoint
-from dinoengine.checkpoint.digest import content_digest
-from dinoengine.data import UnreadableImageError
-from dinoengine.data.decode import read_image
+from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint.resuming import FINAL, POINTER, checkpoint_name
 from dinoengine.engine import SimpleTrainer, default_writers, hooks, run_command
+from dinoengine.engine.launch import free_port
 from dinoengine.engine.verify import compare_checkpoints
 from dinoengine.utils.console import run_tool
+from dinoengine.utils.stop_signals import EXIT_PAUSED, end_when_asked
 
-_EPILOG = """
-The short version that the test suite runs, and the long one of benchmarks/RESULTS.md:
-
-  %(prog)s --kills 4 --mutations 60 --iterations 3000
-  %(prog)s --kills 50 --mutations 500 --iterations 86400
+_DESCRIPTION = """
+Four parts: runs that are ended by a signal at a random moment and resumed, damaged checkpoints, damaged images, and a day's
+volume of iterations, saves and rows. What comes of each kill is printed as it comes, and the figures of a part at its end,
+so a benchmark that is cut short loses nothing but the part it is in. Exit code 0 if nothing was lost, else 1; then the
+folder with what went wrong stays.
 """
 
+_EPILOG = """
+The short version that the test suite runs, and the long one of benchmarks/RESULTS.md, at one go and in parts:
+
+  %(prog)s --kills 1 --mutations 60 --iterations 3600
+  %(prog)s --kills 50 --mutations 500 --iterations 86400
+  %(prog)s --only kills --kills 50 --signals KILL --world-sizes 1
+  %(prog)s --only kills --kills 50 --signals KILL TERM --world-sizes 2
+  %(prog)s --only checkpoints images volume
+
+How long, on two cores shared with other work (load 8 to 12; less on free ones): a kill with its resume 20 to 25 s, so 50 of
+each signal with 1 and 2 processes 70 to 80 minutes, of SIGKILL alone half of that; 500 checkpoints 30 s, 500 images 2 s;
+86400 iterations 8 to 35 minutes (3600 took 20 to 82 s).
+Parts do not share random numbers: one that is run alone does what it does among the others.
+"""
+
+PARTS = ("kills", "checkpoints", "images", "volume")
+
+_ITERATIONS = 30
 # A run that spends about half of its time writing checkpoints.
 _RUN = (
-    *("--config-file", "configs/debug.yaml", "SOLVER.MAX_ITER", "30", "SOLVER.CHECKPOINT_PERIOD", "1"),
+    *("--config-file", "configs/debug.yaml", "SOLVER.MAX_ITER", str(_ITERATIONS), "SOLVER.CHECKPOINT_PERIOD", "1"),
     *("TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()", "LOG.PERIOD", "1", "LOG.PROGRESS_BAR", "False"),
     *("LOG.TENSORBOARD", "False", "DETERMINISTIC", "True", "MODEL.DEVICE", "cpu"),
 )
 _SECONDS_TO_END = 120
-_SECONDS_TO_READ = 60
 
 
 # Killing ---------------------------------------------------------------------------------------------------------------
@@ -56,195 +72,126 @@ _SECONDS_TO_READ = 60
 
 def train(words: Sequence[str], rank: int, world_size: int, port: int, log: str) -> None:
     """One process of a run, as torchrun would start it. Forked from a process that has torch imported already."""
+    end_when_asked()
     with open(log, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # as in a run from a shell; here it would be that of this process
     if world_size > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         os.environ.update({k: str(v) for k, v in place.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     run_command(argv=words)
 
 
+@functools.cache
+def _fork_server() -> Any:
+    """A process that has imported what every process of a run would import again, slowly."""
+    context = multiprocessing.get_context("forkserver")
+    imports = ["dinoengine.engine.verify", "torchvision.transforms.functional", "PIL.Image", __name__]
+    context.set_forkserver_preload(imports)
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    return context
+
+
 class Run:
     """The processes of one training."""
 
     def __init__(self, output_dir: str, world_size: int, *words: str) -> None:
-        context = multiprocessing.get_context("forkserver")
-        # What every worker would import again, slowly.
-        imports = ["dinoengine.engine.verify", "torchvision.transforms.functional", "PIL.Image", __name__]
-        context.set_forkserver_preload(imports)
-        port = _free_port()
+        context, port = _fork_server(), free_port()
         command = (*_RUN, "OUTPUT_DIR", output_dir, *words)
+        self.output_dir = output_dir
         self.log = output_dir + ".log"
         self.processes = [
             context.Process(target=train, args=(command, rank, world_size, port, self.log))
             for rank in range(world_size)
         ]
-        self.begin = time.monotonic()
         for process in self.processes:
             process.start()
 
-    def end(self) -> None:
-        """Wait; every process must end by itself, and well."""
+    def end(self) -> list[int | None]:
+        """Wait; the exit code of each process, None for one that had to be killed, as it would not end."""
+        deadline = time.monotonic() + _SECONDS_TO_END
         for process in self.processes:
-            process.join(_SECONDS_TO_END)
+            process.join(max(0.0, deadline - time.monotonic()))
         codes = [process.exitcode for process in self.processes]
-        if any(codes):
-            with open(self.log, encoding="utf-8") as file:
-                raise RuntimeError(f"A run ended with {codes}:\n{file.read()[-3000:]}")
+        self.send(signal.SIGKILL)
+        for process in self.processes:
+            process.join()
+        return codes
 
-    def kill(self) -> None:
+    def wait_for_checkpoints(self, num: int) -> int:
+        """Until that many are on disk, or the run ends; returns ``num``, or 0 if it is negative."""
+        path = os.path.join(self.output_dir, f"{checkpoint_name(max(0, num - 1))}.pth")
+        while num > 0 and not os.path.exists(path) and any(process.is_alive() for process in self.processes):
+            time.sleep(0.01)
+        return max(0, num)
+
+    def send(self, number: signal.Signals) -> None:
         for process in self.processes:
             if process.pid is not None and process.exitcode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-        for process in self.processes:
-            process.join()
+                    os.kill(process.pid, number)
+
+    def last_lines(self) -> str:
+        with open(self.log, encoding="utf-8") as file:
+            return file.read()[-3000:]
 
 
-def kills(folder: str, count: int, world_size: int, rng: random.Random) -> dict[str, int]:
-    """``count`` runs killed at random moments and resumed to the end; how many became the run that was never killed."""
-    whole = os.path.join(folder, f"whole{world_size}")
-    Run(whole, world_size).end()  # once for the fork server to start
-    shutil.rmtree(whole)
-    reference = Run(whole, world_size)
-    reference.end()
-    seconds = time.monotonic() - reference.begin
+def train_whole(folder: str, world_size: int) -> str:
+    """The OUTPUT_DIR of a run that is left alone."""
+    out = os.path.join(folder, f"whole{world_size}")
+    run = Run(out, world_size)
+    codes = run.end()
+    if codes != [0] * world_size:
+        raise RuntimeError(f"A run that was left alone ended with {codes}:\n{run.last_lines()}")
+    return out
+
+
+def kills(folder: str, count: int, world_size: int, number: signal.Signals, rng: random.Random) -> dict[str, int]:
+    """``count`` runs ended by a signal at random moments and resumed to the end; how many became the one left alone.
+
+    SIGKILL ends each process where it stands; after any other signal each must end by itself with EXIT_PAUSED (or 0, if it
+    had nothing left to do).
+    """
+    whole = train_whole(folder, world_size)
+    ends_well = (-number, 0) if number == signal.SIGKILL else (EXIT_PAUSED, 0)
     found: Counter[str] = Counter(kills=0, equal=0, while_writing=0, before_first_checkpoint=0, after_the_end=0)
-    for number in range(count):
-        out = os.path.join(folder, f"killed{world_size}_{number}")
-        background = ("SOLVER.CHECKPOINT_IN_BACKGROUND", str(number % 2 == 1))
+    for i in range(count):
+        out = os.path.join(folder, f"{number.name}_{i}")
+        background = ("SOLVER.CHECKPOINT_IN_BACKGROUND", str(i % 2 == 1))
         run = Run(out, world_size, *background)
-        time.sleep(rng.uniform(0.1, 1.0) * seconds)
-        run.kill()
+        # Moments are spread over checkpoints and not over seconds, most of which may go into the start.
+        num_saved = run.wait_for_checkpoints(rng.randrange(-3, _ITERATIONS))
+        time.sleep(rng.uniform(0.0, 0.3 if num_saved else 3.0))
+        run.send(number)
+        codes = run.end()
         found["kills"] += 1
         found["while_writing"] += bool(glob.glob(os.path.join(out, ".*.tmp")))
-        found["before_first_checkpoint"] += not os.path.exists(os.path.join(out, "last_checkpoint"))
-        found["after_the_end"] += os.path.exists(os.path.join(out, "model_final.pth"))
-        Run(out, world_size, "--resume", *background).end()
-        difference = compare_checkpoints(*(os.path.join(run, "model_final.pth") for run in (whole, out)))
-        found["equal"] += not difference.different
-        if difference.different:
-            print(f"kill {number}: {difference.different[:5]} differ; see {out}")
-        else:
+        found["before_first_checkpoint"] += not os.path.exists(os.path.join(out, POINTER))
+        found["after_the_end"] += os.path.exists(os.path.join(out, f"{FINAL}.pth"))
+        outcome = "equal" if all(code in ends_well for code in codes) else f"ended with {codes}"
+        if outcome == "equal":
+            outcome = _resumed(Run(out, world_size, "--resume", *background), whole, out)
+        found["equal"] += outcome == "equal"
+        how = f"{world_size} process(es), {number.name} after {num_saved} of {_ITERATIONS} checkpoints"
+        print(f"  {i + 1}/{count}  {how}: {outcome}", flush=True)
+        if outcome == "equal":
             shutil.rmtree(out)
-        _progress(f"kills, {world_size} process(es)", number + 1, count)
     return dict(found)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-# Damage ----------------------------------------------------------------------------------------------------------------
-
-
-def mutate(data: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """(what was done, the damaged bytes); never the same bytes."""
-    kind = rng.choice(("bit", "byte", "truncated", "empty", "zeros", "swapped", "shifted", "appended", "head"))
-    at, size = rng.randrange(len(data)), min(512, len(data) // 4)
-    damaged = bytearray(data)
-    if kind == "bit":
-        damaged[at] ^= 1 << rng.randrange(8)
-    elif kind == "byte":
-        damaged[at] = (damaged[at] + rng.randrange(1, 256)) % 256
-    elif kind == "truncated":
-        del damaged[at:]
-    elif kind == "empty":
-        damaged.clear()
-    elif kind == "zeros":
-        damaged[at : at + size] = bytes(len(damaged[at : at + size]))
-    elif kind == "swapped":
-        a, b = rng.randrange(len(data) // 2 - size), rng.randrange(len(data) // 2, len(data) - size)
-        damaged[a : a + size], damaged[b : b + size] = damaged[b : b + size], damaged[a : a + size]
-    elif kind == "shifted":
-        del damaged[at : at + rng.randrange(1, 9)]
-    elif kind == "appended":
-        damaged += rng.randbytes(size)
-    else:
-        damaged[:16] = rng.randbytes(16)
-    return (kind, bytes(damaged)) if bytes(damaged) != data else mutate(data, rng)
-
-
-@contextlib.contextmanager
-def _at_most(seconds: int) -> Iterator[None]:
-    def give_up(number: int, frame: Any) -> None:
-        raise TimeoutError(f"took longer than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def damaged_checkpoints(folder: str, count: int, rng: random.Random) -> dict[str, int]:
-    """Damaged checkpoint files: refused with the file's name, or read as what was written; anything else is wrong."""
-    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64))
-    source = Checkpointer(model, folder).save("good", iteration=7)
-    with open(source, "rb") as file:
-        data = file.read()
-    content = content_digest(read_checkpoint(source))
-    path = os.path.join(folder, "damaged.pth")
-    found: Counter[str] = Counter(files=0, refused=0, same_content=0, wrong=0)
-    for number in range(count):
-        kind, damaged = mutate(data, rng)
-        with open(path, "wb") as file:
-            file.write(damaged)
-        outcome = "wrong"
-        try:
-            with _at_most(_SECONDS_TO_READ):
-                outcome = "same_content" if content_digest(read_checkpoint(path)) == content else "wrong"
-        except CheckpointError as error:
-            outcome = "refused" if path in str(error) else "wrong"
-        except Exception as error:
-            print(f"checkpoint {number} ({kind}): {type(error).__name__}: {error}")
-        if outcome == "wrong":
-            shutil.copy(path, os.path.join(folder, f"wrong_{number}_{kind}.pth"))
-            print(f"checkpoint {number} ({kind}) was read as something else, or refused without its name")
-        found[outcome] += 1
-        found["files"] += 1
-        _progress("damaged checkpoints", number + 1, count)
-    return dict(found)
-
-
-def damaged_images(folder: str, count: int, rng: random.Random) -> dict[str, int]:
-    """Damaged image files: refused with the file's name, or decoded (a flipped bit may be a pixel)."""
-    from PIL import Image
-
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    originals = {}
-    for extension in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, extension)
-        originals[extension] = buffer.getvalue()
-    found: Counter[str] = Counter(files=0, refused=0, decoded=0, wrong=0)
-    for number in range(count):
-        extension = rng.choice(sorted(originals))
-        kind, damaged = mutate(originals[extension], rng)
-        path = os.path.join(folder, f"damaged.{extension.lower()}")
-        with open(path, "wb") as file:
-            file.write(damaged)
-        outcome = "wrong"
-        try:
-            with _at_most(_SECONDS_TO_READ):
-                read_image(path)
-            outcome = "decoded"
-        except UnreadableImageError as error:
-            outcome = "refused" if path in str(error) else "wrong"
-        except Exception as error:
-            print(f"image {number} ({extension}, {kind}): {type(error).__name__}: {error}")
-        if outcome == "wrong":
-            shutil.copy(path, os.path.join(folder, f"wrong_{number}_{kind}.{extension.lower()}"))
-        found[outcome] += 1
-        found["files"] += 1
-        _progress("damaged images", number + 1, count)
-    return dict(found)
+def _resumed(run: Run, whole: str, out: str) -> str:
+    """What came of a run that was resumed, in words; "equal" if it is the one that was left alone."""
+    codes = run.end()
+    if any(code != 0 for code in codes):
+        return f"the resumed run ended with {codes}, see {run.log}:\n{run.last_lines()}"
+    different = compare_checkpoints(*(os.path.join(d, f"{FINAL}.pth") for d in (whole, out))).different
+    return f"NOT EQUAL in {different[:5]}, see {out}" if different else "equal"
 
 
 # Volume ----------------------------------------------------------------------------------------------------------------
@@ -279,7 +226,6 @@ def volume(folder: str, iterations: int) -> dict[str, Any]:
         if (running.iter + 1) % max(1, iterations // 20) == 0:
             open_files = len(os.listdir("/proc/self/fd"))
             rows.append({"iteration": running.iter + 1, "rss_mib": _rss_mib(), "open_files": open_files})
-            _progress("iterations", running.iter + 1, iterations)
 
     trainer.register_hooks(
         [
@@ -299,57 +245,89 @@ def _rss_mib() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def _progress(what: str, done: int, of: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{what}: {done}/{of} ", end="\n" if done == of else "", file=sys.stderr, flush=True)
+def measure_volume(folder: str, iterations: int) -> bool:
+    """Whether memory and open files stayed as they were; prints them."""
+    found = volume(folder, iterations)
+    first, last = found["rows"][len(found["rows"]) // 4], found["rows"][-1]
+    print(f"volume: {iterations} iterations, {found['saves']} saves, {found['mib_on_disk']:.0f} MiB on disk")
+    print(f"  memory and open files at a quarter: {json.dumps(first)}\n  at the end: {json.dumps(last)}")
+    return bool(last["open_files"] <= first["open_files"] and last["rss_mib"] < 1.1 * first["rss_mib"])
 
 
 # The command -----------------------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--kills", type=int, default=50, metavar="N", help="for each number of processes (default: 50)")
-    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], metavar="W", help="(default: 1 2)")
+    add = functools.partial(parser.add_argument, type=int, metavar="N")
     parser.add_argument(
-        "--mutations", type=int, default=500, metavar="N", help="checkpoints, and images (default: 500)"
+        "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}"
     )
-    parser.add_argument(
-        "--iterations",
-        type=int,
-        default=86400,
-        metavar="N",
-        help="of the run for volume: a day of one a second (default)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of kill times and damage (default: 0)")
-    args = parser.parse_args(argv)
-    rng = random.Random(args.seed)
+    add("--kills", default=50, help="for each number of processes and signal (default: 50)")
+    add("--world-sizes", nargs="+", default=[1, 2], help="numbers of processes of a run (default: 1 2)")
+    signals = ("KILL", "TERM", "INT", "USR1")
+    parser.add_argument("--signals", nargs="+", choices=signals, default=signals[:2], help="(default: KILL TERM)")
+    add("--mutations", default=500, help="checkpoints, and images (default: 500)")
+    add("--iterations", default=86400, help="of the run for volume: a day of one a second (default)")
+    add("--seed", default=0, help="of kill times and damage (default: 0)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.getLogger("dinoengine").setLevel(logging.ERROR)  # hundreds of damaged files are warned of
+    top = tempfile.mkdtemp(prefix="reliability_")
     good = True
-    with tempfile.TemporaryDirectory(prefix="reliability_") as folder:
-        for world_size in args.processes if args.kills else ():
-            result = kills(folder, args.kills, world_size, rng)
-            equal = f"{result['equal']} of {result['kills']} bitwise equal"
-            print(f"killed and resumed, {world_size} process(es): {equal} {result}", flush=True)
-            good &= result["equal"] == result["kills"]
-        for damage in (damaged_checkpoints, damaged_images) if args.mutations else ():
-            result = damage(folder, args.mutations, rng)
-            print(
-                f"{damage.__name__.replace('_', ' ')}: {result['wrong']} of {result['files']} wrong {result}",
-                flush=True,
-            )
-            good &= not result["wrong"]
-        if args.iterations:
-            found = volume(os.path.join(folder, "volume"), args.iterations)
-            first, last = found["rows"][len(found["rows"]) // 4], found["rows"][-1]
-            print(
-                f"volume: {args.iterations} iterations, {found['saves']} saves, {found['mib_on_disk']:.0f} MiB on disk"
-            )
-            print(f"  memory and open files at a quarter: {json.dumps(first)}\n  at the end: {json.dumps(last)}")
-            good &= last["open_files"] <= first["open_files"] and last["rss_mib"] < 1.1 * first["rss_mib"]
-    print("verdict: " + ("nothing was lost" if good else "SOMETHING IS WRONG, see above"))
+    for part, measure in _parts(args):
+        begin = time.monotonic()
+        folder = os.path.join(top, part.replace(" ", "_"))
+        os.makedirs(folder)
+        is_good = measure(folder, random.Random(f"{args.seed} {part}"))
+        print(f"  {part}: {time.monotonic() - begin:.0f} s", flush=True)
+        if is_good:
+            shutil.rmtree(folder)
+        good &= is_good
+    print("verdict: " + ("nothing was lost" if good else f"SOMETHING IS WRONG, see above and {top}"))
+    if good:
+        shutil.rmtree(top)
     return int(not good)
+
+
+def _parts(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[str, random.Random], bool]]]:
+    """Name -> what is measured in a folder; whether it is good."""
+
+    def kill(world_size: int, number: signal.Signals) -> Callable[[str, random.Random], bool]:
+        def measure(folder: str, rng: random.Random) -> bool:
+            found = kills(folder, args.kills, world_size, number, rng)
+            equal = f"{found['equal']} of {found['kills']} bitwise equal"
+            print(f"ended by {number.name} and resumed, {world_size} process(es): {equal} {found}")
+            return found["equal"] == found["kills"]
+
+        return measure
+
+    def damage(name: str, read: Callable[[str, int, random.Random], dict[str, int]]) -> Callable[..., bool]:
+        def measure(folder: str, rng: random.Random) -> bool:
+            found = read(folder, args.mutations, rng)
+            print(f"damaged {name}: {found['wrong']} of {found['files']} wrong {found}")
+            return not found["wrong"]
+
+        return measure
+
+    if "kills" in args.only:
+        for world_size in args.world_sizes:
+            for name in args.signals:
+                yield f"kills {world_size} {name}", kill(world_size, signal.Signals[f"SIG{name}"])
+    if "checkpoints" in args.only:
+        yield "checkpoints", damage("checkpoints", damaged_checkpoints)
+    if "images" in args.only:
+        yield "images", damage("images", damaged_images)
+    if "volume" in args.only:
+        yield "volume", lambda folder, rng: measure_volume(folder, args.iterations)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint.resuming import FINAL
 from dinoengine.config import CfgNode
 from dinoengine.data import build_train_loader
 from dinoengine.engine import (
@@ -71,7 +72,7 @@ def train(cfg: CfgNode) -> tuple[nn.Module, list[float]]:
         if (iteration + 1) % cfg.LOG.PERIOD == 0 and comm.is_main_process():
             speed = (iteration + 1) * cfg.SOLVER.IMS_PER_BATCH / (time.perf_counter() - started)
             print(f"iter {iteration + 1}/{cfg.SOLVER.MAX_ITER}  loss {loss:.4f}  lr {lr:.3g}  img/s {speed:.0f}")
-    checkpointer.save("model_final", iteration=cfg.SOLVER.MAX_ITER - 1)
+    checkpointer.save(FINAL, iteration=cfg.SOLVER.MAX_ITER - 1)
     return model, losses
 
 

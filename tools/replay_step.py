@@ -9,7 +9,7 @@ import tempfile
 
 from dinoengine.config import CfgNode
 from dinoengine.engine import exit_on_user_error, launch
-from dinoengine.engine.replay import read_records, recorded_steps, render, replay, replay_config
+from dinoengine.engine.replay import missing_record, read_records, recorded_steps, render, replay, replay_config
 from dinoengine.utils import comm
 from dinoengine.utils.console import run_tool
 
@@ -58,6 +58,8 @@ def _report(cfg: CfgNode, run_dir: str, iteration: int) -> int:
         replays = replay(cfg, run_dir, iteration)
     records = read_records(run_dir, iteration)
     if comm.is_main_process():
+        if missing := missing_record(run_dir, iteration):
+            print(missing)
         print(render(replays, records, cfg.MODEL.VIT.DROP_PATH_RATE))
     code = 1 if records and replays[0].is_finite else 0
     if comm.is_distributed() and code:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 # Threads that wait must sleep, not spin: see tools/train_net.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from dinoengine.checkpoint.resuming import FINAL
 from dinoengine.config import read_cfg
 from dinoengine.engine import exit_on_user_error
 from dinoengine.engine.verify import compare_checkpoints, recorded_samples
@@ -90,7 +91,7 @@ def verify(args: argparse.Namespace, folder: str) -> int:
     _train(args, killed, resume_num_gpus, ("--resume",), workers)
 
     has_same_samples = _compare_samples(whole, killed, num)
-    state = compare_checkpoints(*(os.path.join(run, "model_final.pth") for run in (whole, killed)))
+    state = compare_checkpoints(*(os.path.join(run, f"{FINAL}.pth") for run in (whole, killed)))
     is_same = has_same_samples
     if not state.different:
         print(f"state     bitwise equal: {state.num_entries} entries of model, optimizer, hooks and history")

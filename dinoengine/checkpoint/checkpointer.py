@@ -24,27 +24,27 @@ from dinoengine.checkpoint.adopt import (
     required,
     trains_with_masks,
 )
-from dinoengine.checkpoint.files import (
-    CheckpointError,
-    read_content,
-    short_list,
-)
+from dinoengine.checkpoint.files import CheckpointError, read_content, short_list
 from dinoengine.checkpoint.fitting import is_of_this_model, load_into
 from dinoengine.checkpoint.layouts import detect_layout
 from dinoengine.checkpoint.layouts.layout import is_state_dict
 from dinoengine.checkpoint.resuming import (
     POINTER,
     iteration_of,
+    last_good_name,
     pointed_name,
     read_newest_readable,
     read_shares,
     resumable,
+    set_aside,
+    shown,
 )
 from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, mesh_of, placed_like, remove_unfinished, write_sharded
 from dinoengine.checkpoint.writing import (
     BackgroundWriter,
     CheckpointWriteError,
     explained_errors,
+    follow_up,
     snapshot,
     write_file,
 )
@@ -70,6 +70,8 @@ class Checkpointer:
 
     Attributes:
         num_failed: checkpoints that could not be written and were done without.
+        before_save: called on rank 0 before a file is written; what it raises ends the save, an OSError as if it came of
+            writing.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Checkpointer:
         self.num_failed = 0
         self._writer = BackgroundWriter()
         self.before_load = before_load
+        self.before_save: Callable[[], None] | None = None
         self.before_weights = before_weights
 
     def save(
@@ -132,14 +135,16 @@ class Checkpointer:
             required: an error is raised whatever ``on_error`` says, as there is no later save.
             background: copy the state to CPU memory and return; a thread writes it. What goes wrong then comes out of the
                 next ``save`` or ``wait``.
-            then: called on rank 0 when the file is on disk and tagged, in the thread that wrote it.
+            then: called on rank 0 when the file is on disk and tagged, in the thread that wrote it. An OSError of it is a
+                CheckpointWriteError that says so.
             extra: plain values stored beside, e.g. ``iteration=``.
 
         Returns:
             The path; empty if it was done without.
 
         Raises:
-            CheckpointWriteError: if it, or the one before it, cannot be written; everything on disk is as it was.
+            CheckpointWriteError: if it, or the one before it, cannot be written; everything on disk is as it was. Also if
+                ``then`` fails, with the file on disk.
             TypeError: if a state holds what could not be read back.
         """
         is_shared = self._mesh is not None
@@ -152,6 +157,12 @@ class Checkpointer:
                 **self.metadata,
                 **extra,
             }
+            if self.before_save is not None:
+                with explained_errors(path, data, last_good_name(self.save_dir)):
+                    if is_shared:
+                        comm.on_main_process(self.before_save)
+                    else:
+                        self.before_save()
             if is_shared:
                 self._write_together(path, data, tag_last, then)
             elif background:
@@ -181,25 +192,22 @@ class Checkpointer:
         return True
 
     def _write(self, path: str, data: dict[str, Any], tag_last: bool, then: Callable[[], None] | None) -> None:
-        with explained_errors(path, data, self._last_good()):
+        with explained_errors(path, data, last_good_name(self.save_dir)):
             write_file(path, data)
-            self._written(path, tag_last, then)
-
-    def _write_together(self, path: str, data: dict[str, Any], tag_last: bool, then: Callable[[], None] | None) -> None:
-        with explained_errors(path, data, self._last_good()):
-            write_sharded(path, data)
-            comm.on_main_process(lambda: self._written(path, tag_last, then))
-
-    def _written(self, path: str, tag_last: bool, then: Callable[[], None] | None) -> None:
-        if tag_last:
-            self.tag_last_checkpoint(os.path.basename(path))
-        if then is not None:
-            then()
+            self._tag(path, tag_last)
+        follow_up(path, then)
         logger.info("Saved checkpoint %s", path)
 
-    def _last_good(self) -> str:
-        last = pointed_name(self.save_dir)
-        return last if is_checkpoint(os.path.join(self.save_dir, last)) else ""
+    def _write_together(self, path: str, data: dict[str, Any], tag_last: bool, then: Callable[[], None] | None) -> None:
+        with explained_errors(path, data, last_good_name(self.save_dir)):
+            write_sharded(path, data)
+            comm.on_main_process(lambda: self._tag(path, tag_last))
+        comm.on_main_process(lambda: follow_up(path, then))
+        logger.info("Saved checkpoint %s", path)
+
+    def _tag(self, path: str, tag_last: bool) -> None:
+        if tag_last:
+            self.tag_last_checkpoint(os.path.basename(path))
 
     @property
     def _mesh(self) -> DeviceMesh | None:
@@ -244,7 +252,7 @@ class Checkpointer:
         path = os.path.join(self.save_dir, names[0]) if names else ""
         if path and not is_checkpoint(path):
             raise CheckpointError(
-                f"{os.path.join(self.save_dir, POINTER)} names {os.path.basename(path)}, which is not there. Write the "
+                f"{os.path.join(self.save_dir, POINTER)} names {shown(names[0])}, which is not there. Write the "
                 f"name of another checkpoint of {self.save_dir} into it."
             )
         return path
@@ -314,11 +322,7 @@ class Checkpointer:
     def _set_aside(self, damaged: list[str], good: str) -> None:
         if pointed_name(self.save_dir) != good:
             self.tag_last_checkpoint(good)
-        for name in damaged:
-            os.replace(
-                os.path.join(self.save_dir, name),
-                os.path.join(self.save_dir, f"damaged_{name.removeprefix('model_')}"),
-            )
+        set_aside(self.save_dir, damaged)
 
     def load_weights(self, path: str, *, for_training: bool = False) -> None:
         """Load the weights of a file of any layout (``layouts/``) into the model; the layout is said in the log.

@@ -7,13 +7,17 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError, read_checkpoint
-from dinoengine.checkpoint.sharded import SUFFIX, is_sharded_checkpoint, read_sharded
+from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, is_sharded_checkpoint, read_sharded
 from dinoengine.utils import comm
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+# Names of files in an OUTPUT_DIR; those of checkpoints without their ending, as ``Checkpointer.save`` takes them.
 POINTER = "last_checkpoint"
+FINAL = "model_final"
+BEST = "model_best"
+_LONGEST_NAME = 60
 _PERIODIC = re.compile(r"model_(\d{7,})\.(?:pth|dcp)")
 
 
@@ -30,6 +34,16 @@ class Readable(NamedTuple):
     data: dict[str, Any]
     problems: dict[str, str]
     damaged: list[str]
+
+
+def checkpoint_name(iteration: int) -> str:
+    """Name of a periodic checkpoint, without ``.pth``; ``iteration`` is the last one that is done in it."""
+    return f"model_{iteration:07d}"
+
+
+def endings_of(name: str) -> list[str]:
+    """What a checkpoint may be called on disk: ``name`` as a file and as a folder of shards."""
+    return [name + ".pth", name + SUFFIX]
 
 
 def iteration_of(name: str) -> int | None:
@@ -59,6 +73,25 @@ def pointed_name(save_dir: str) -> str:
         return ""
     with open(path, encoding="utf-8", errors="replace") as file:
         return os.path.basename(file.read().strip())
+
+
+def last_good_name(save_dir: str) -> str:
+    """What ``last_checkpoint`` names if it is there, or an empty string."""
+    last = pointed_name(save_dir)
+    return last if is_checkpoint(os.path.join(save_dir, last)) else ""
+
+
+def set_aside(save_dir: str, damaged: list[str]) -> None:
+    """Rename damaged files to ``damaged_*``, so that neither retention nor a later resume counts on them."""
+    for name in damaged:
+        aside = f"damaged_{name.removeprefix('model_')}"
+        os.replace(os.path.join(save_dir, name), os.path.join(save_dir, aside))
+
+
+def shown(name: str) -> str:
+    """What a damaged ``last_checkpoint`` names, for messages: cut short and quoted unless it may be the name of a file."""
+    is_name = len(name) <= _LONGEST_NAME and re.fullmatch(r"[\w.+-]+", name, re.ASCII)
+    return name if is_name else ascii(name[:_LONGEST_NAME]) + ("..." if len(name) > _LONGEST_NAME else "")
 
 
 def resumable(save_dir: str) -> list[str]:
@@ -96,7 +129,7 @@ def read_newest_readable(save_dir: str, names: list[str], mesh: DeviceMesh | Non
         try:
             data = read_shares(os.path.join(save_dir, name), mesh)
         except FileNotFoundError:
-            problem = f"{name} is not there."
+            problem = f"{shown(name)} is not there."
         except CheckpointError as error:
             problem = str(error)
             damaged.append(name)
@@ -117,5 +150,6 @@ def read_newest_readable(save_dir: str, names: list[str], mesh: DeviceMesh | Non
     tried = "\n  ".join(problems.values())
     raise UnreadableCheckpointError(
         f"No checkpoint in {save_dir} can be resumed from; tried, newest first:\n  {tried}\nIf you have a good one, put it "
-        f"there and write its name into {POINTER}; else start over in another OUTPUT_DIR."
+        f"there (on every machine, or on a file system that they share) and write its name into {POINTER}; else start over "
+        "in another OUTPUT_DIR."
     )

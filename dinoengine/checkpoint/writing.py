@@ -46,6 +46,20 @@ def explained_errors(path: str, data: dict[str, Any], last_good: str) -> Iterato
         raise CheckpointWriteError(_explanation(path, cause, num_bytes(data), last_good)) from error
 
 
+def follow_up(path: str, work: Callable[[], None] | None) -> None:
+    """What is to be done once a checkpoint is on disk; None: nothing.
+
+    Raises:
+        CheckpointWriteError: for an OSError of ``work``; says that the file is there.
+    """
+    if work is None:
+        return
+    try:
+        work()
+    except OSError as error:
+        raise CheckpointWriteError(f"{path} is on disk, but what follows it failed: {error}.") from error
+
+
 def _os_error_behind(error: BaseException | None) -> OSError | None:
     """torch's writer raises a RuntimeError of its own while it deals with the OSError of the file."""
     while error is not None and not isinstance(error, OSError):
@@ -55,6 +69,11 @@ def _os_error_behind(error: BaseException | None) -> OSError | None:
 
 def _explanation(path: str, cause: OSError, needed: int, last_good: str) -> str:
     folder = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        return (
+            f"{path} could not be written: {folder} is a file now, and must be a folder. Move it away, or choose another "
+            "OUTPUT_DIR."
+        )
     try:
         free = shutil.disk_usage(folder).free
         room = f"{folder} has {free / _MIB:,.1f} MiB free"
@@ -100,12 +119,8 @@ class BackgroundWriter:
         self._error: BaseException | None = None
 
     def start(self, job: Callable[[], None]) -> None:
-        """Run ``job`` once the one before it is done.
-
-        Raises:
-            BaseException: what the one before it raised; ``job`` is not run then.
-        """
-        self.finish()
+        """Run ``job``; call ``finish`` before the next one."""
+        assert self._thread is None, "the job before this one was not finished"
         self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint-writer")
         self._thread.start()
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from dinoengine.config import validate_evaluation as evaluation
 from dinoengine.config.config import CfgNode, ConfigError
-from dinoengine.config.pixels import ANY_CHANNELS, NUM_CHANNELS
+from dinoengine.config.pixels import NUM_CHANNELS
+from dinoengine.config.validate_data import check_reduced_decode, check_sampling, check_value_range
 from dinoengine.config.validate_evaluation import are_numbers
 from dinoengine.utils.registry import suggest
 
@@ -135,7 +136,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_classifier,
     ]
     if training:
-        checks += [_check_device, _check_training_data]
+        checks += [_check_device, _check_training_data, check_sampling, check_reduced_decode]
         checks += [] if _is_classifier(cfg) else [_check_losses]
     problems = [problem for check in checks for problem in check(cfg)]
     if training:
@@ -191,7 +192,7 @@ def _check_input(cfg: CfgNode) -> Iterator[str]:
             f"INPUT.FORMAT {cfg.INPUT.FORMAT} has {channels} channel(s), but MODEL.PIXEL_MEAN has "
             f"{num_values[0]} values and MODEL.PIXEL_STD {num_values[1]}."
         )
-    yield from _check_value_range(cfg.INPUT.FORMAT, cfg.INPUT.VALUE_RANGE)
+    yield from check_value_range(cfg.INPUT.FORMAT, cfg.INPUT.VALUE_RANGE)
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         value = _get(cfg, key)
         if not are_numbers(value) or (key.endswith("STD") and any(v <= 0 for v in value)):
@@ -212,20 +213,6 @@ def _check_input(cfg: CfgNode) -> Iterator[str]:
         yield f"INPUT.BLUR.KERNEL_SIZE_PX must be odd and positive, got {cfg.INPUT.BLUR.KERNEL_SIZE_PX}."
     if not are_numbers(cfg.SOLVER.BETAS, 2) or not all(0 <= b < 1 for b in cfg.SOLVER.BETAS):
         yield f"SOLVER.BETAS must be two values >= 0 and < 1, got {cfg.SOLVER.BETAS}."
-
-
-def _check_value_range(image_format: str, values: Any) -> Iterator[str]:
-    is_range = are_numbers(values, 2) and values[0] < values[1]
-    if image_format == ANY_CHANNELS and not is_range:
-        yield (
-            f"INPUT.FORMAT {ANY_CHANNELS} needs INPUT.VALUE_RANGE (low, high): the stored values that become 0 and 1, e.g. "
-            f"(0, 65535) for 16 bits, (0, 4095) for 12, (0, 255) for 8; got {values}."
-        )
-    if image_format in NUM_CHANNELS and tuple(values):
-        yield (
-            f"INPUT.VALUE_RANGE {values} is for INPUT.FORMAT {ANY_CHANNELS}; {image_format} has 8 bits, and 0..255 become "
-            "0..1. For 16 bits or floats set FORMAT channels, with a MODEL.PIXEL_MEAN and PIXEL_STD for each channel."
-        )
 
 
 def _check_sizes(cfg: CfgNode) -> Iterator[str]:
@@ -344,25 +331,6 @@ def _check_training_data(cfg: CfgNode) -> Iterator[str]:
         yield "MODEL.WEIGHTS_WITH_OPTIMIZER needs a checkpoint in MODEL.WEIGHTS."
     if not cfg.DATASETS.TRAIN:
         yield 'DATASETS.TRAIN is empty; name your images, e.g. DATASETS.TRAIN "folder:/path/to/images".'
-    weights = cfg.DATASETS.TRAIN_WEIGHTS
-    numbers = all(isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < math.inf for w in weights)
-    if weights and (len(weights) != len(cfg.DATASETS.TRAIN) or not numbers):
-        yield (
-            f"DATASETS.TRAIN_WEIGHTS has a positive number for each of the {len(cfg.DATASETS.TRAIN)} entries of "
-            f"DATASETS.TRAIN, or is empty; got {weights}."
-        )
-    if cfg.INPUT.REDUCED_DECODE and cfg.INPUT.FORMAT == ANY_CHANNELS:
-        yield f"INPUT.REDUCED_DECODE is for pictures of 8 bits, INPUT.FORMAT {ANY_CHANNELS} keeps every value; drop one."
-    if cfg.INPUT.REDUCED_DECODE and cfg.INPUT.AUGMENTATION_BACKEND != "fast":
-        yield "INPUT.REDUCED_DECODE needs INPUT.AUGMENTATION_BACKEND fast: 'reference' is the published pipeline."
-    sampler = cfg.DATALOADER.SAMPLER
-    if weights and sampler != "uniform":
-        yield f"DATASETS.TRAIN_WEIGHTS {weights} and DATALOADER.SAMPLER {sampler} both say how often images come; keep one."
-    if (sampler == "weighted") != bool(cfg.DATALOADER.SAMPLE_WEIGHTS):
-        yield (
-            "DATALOADER.SAMPLER weighted and the file DATALOADER.SAMPLE_WEIGHTS go together, got "
-            f"{sampler!r} and {cfg.DATALOADER.SAMPLE_WEIGHTS!r}."
-        )
     if cfg.COLLAPSE_GUARD.ACTION == "rollback" and not cfg.SOLVER.CHECKPOINT_PERIOD:
         yield "COLLAPSE_GUARD.ACTION rollback needs checkpoints to go back to: set SOLVER.CHECKPOINT_PERIOD."
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -206,7 +209,17 @@ def init_worker(worker_id: int) -> None:
     """What a worker process does first: one thread, and signals are the main process's business."""
     # Workers share the cores with each other and with the training process; each works on one image at a time.
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_trainer, name="trainer-watch", daemon=True).start()
     _leave_signals_to_the_trainer()
+
+
+def _end_with_the_trainer() -> None:
+    """Of a trainer that is killed no worker stays behind. torch's workers watch their parent for that, which is not the
+    trainer but a server that outlives it where processes start by "forkserver", Python's default since 3.14."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None, "this is no worker"
+    trainer.join()
+    os._exit(1)
 
 
 def _leave_signals_to_the_trainer() -> None:

@@ -182,12 +182,15 @@ def use_bytes(data: bytes, where: str, use: Callable[[IO[bytes]], Result]) -> Re
 
 
 def _cause(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
         return f"not one of {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, Image.DecompressionBombError):
+        highest = f"{MAX_IMAGE_PIXELS}, the most that DATALOADER.MAX_IMAGE_PIXELS may be"
+        return f"more pixels than {highest}: a decompression bomb"
     return str(error) or type(error).__name__
 
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 from dinoengine.checkpoint import CheckpointWriteError
@@ -19,8 +15,8 @@ from dinoengine.data import DataError
 from dinoengine.engine.classifier_trainer import trainer_class_of
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.engine.hooks import CallbackHook, CollapseError, TimeBudget
-from dinoengine.engine.launch import STOP_SIGNALS, launch
-from dinoengine.engine.run_lock import RunLock
+from dinoengine.engine.launch import launch
+from dinoengine.engine.run_lock import RunInUseError, RunLock
 from dinoengine.engine.setup import (
     check_output_dir,
     default_argument_parser,
@@ -32,11 +28,9 @@ from dinoengine.engine.setup import (
 )
 from dinoengine.utils import comm
 from dinoengine.utils.logger import setup_logger
+from dinoengine.utils.stop_signals import EXIT_PAUSED, end_when_asked
 
 logger = logging.getLogger(__name__)
-
-# Of a run that was saved and ended before its last iteration: start it again with --resume. (EX_TEMPFAIL of sysexits.h)
-EXIT_PAUSED = 75
 
 
 def run_command(
@@ -81,8 +75,7 @@ def train_or_evaluate(
 ) -> dict[str, Any]:
     """What each process of a run does. A training holds the lock of its OUTPUT_DIR until it ends."""
     setup_logger(distributed_rank=comm.get_rank())
-    if not args.eval_only:
-        _pause_before_training()
+    end_when_asked()
     lock = RunLock(cfg.OUTPUT_DIR)
 
     def take_lock() -> str:
@@ -95,21 +88,11 @@ def train_or_evaluate(
             cfg = default_setup(cfg, args)
         if took_over:
             logger.warning(took_over)
-        return _evaluate(cfg, args, trainer_class) if args.eval_only else _train(cfg, args, trainer_class, prepare)
+        return (
+            _evaluate(cfg, args, trainer_class) if args.eval_only else _train(cfg, args, lock, trainer_class, prepare)
+        )
     finally:
         lock.release()
-
-
-def _pause_before_training() -> None:
-    """Until the training takes over, a signal ends the process with the code of a pause: there is nothing to save."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"\nreceived {signal.Signals(number).name} outside of training: nothing to save.\n".encode())
-        raise SystemExit(EXIT_PAUSED)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in STOP_SIGNALS:
-            signal.signal(number, end)
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None) -> dict[str, Any]:
@@ -127,6 +110,7 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Defaul
 def _train(
     cfg: CfgNode,
     args: argparse.Namespace,
+    lock: RunLock,
     trainer_class: type[DefaultTrainer] | None,
     prepare: Callable[[DefaultTrainer], None] | None,
 ) -> dict[str, Any]:
@@ -137,12 +121,14 @@ def _train(
         trainer.startup.put_first(seconds_before)
         if prepare is not None:
             prepare(trainer)
+        trainer.checkpointer.before_save = lock.keep
         trainer.resume_or_load(resume=args.resume, fork_from=args.fork_from)
     if args.resume:  # a finished run keeps the config it had
         trainer.register_hooks([CallbackHook(before_train=lambda _: comm.on_main_process(lambda: save_config(cfg)))])
     if args.time_budget:
         trainer.register_hooks([TimeBudget(args.started + args.time_budget, "--time-budget")])
-    with exit_on_user_error(DataError, ConfigError, CollapseError, CheckpointWriteError, FloatingPointError):
+    expected = (DataError, ConfigError, CollapseError, CheckpointWriteError, RunInUseError, FloatingPointError)
+    with exit_on_user_error(*expected):
         results = trainer.train()
     if trainer.pause_reason:
         logger.info("The run is not finished; --resume goes on with it (exit code %d).", EXIT_PAUSED)

@@ -12,12 +12,18 @@ from torch import nn
 
 from dinoengine.checkpoint import Checkpointer
 from dinoengine.checkpoint.pixels import warn_of_other_pixels
+from dinoengine.checkpoint.resuming import FINAL, endings_of
 from dinoengine.config import CfgNode
 from dinoengine.data import build_test_loader, build_train_loader
 from dinoengine.engine import hooks
 from dinoengine.engine.optimizer_state import load_optimizer_of
 from dinoengine.engine.parallel import unwrap_model, wrap_model
-from dinoengine.engine.resuming import check_before_resume, fork_run, require_no_unfinished_fork
+from dinoengine.engine.resuming import (
+    check_before_resume,
+    fork_run,
+    require_no_unfinished_fork,
+    warn_of_lost_checkpoints,
+)
 from dinoengine.engine.run_writers import default_writers
 from dinoengine.engine.sharding import build_sharded, gathered_model, is_to_be_sharded, training_device
 from dinoengine.engine.simple_trainer import SimpleTrainer
@@ -112,24 +118,17 @@ class DefaultTrainer(SimpleTrainer):
                 MODEL.WEIGHTS, or from scratch.
 
         Raises:
-            ValueError: if the processes do not see the same checkpoint to resume from.
-            CheckpointError, FileNotFoundError: if it cannot be loaded.
+            CheckpointError, FileNotFoundError: if it cannot be loaded, or there is none that every process can read.
             ConfigError: if the config has changed in what cannot change within a run.
         """
-        if resume:
-            seen = comm.all_gather(self.checkpointer.last_checkpoint_name())
-            if len(set(seen)) > 1:
-                found = ", ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(seen))
-                raise ValueError(
-                    f"The processes do not see the same last checkpoint in OUTPUT_DIR {self.cfg.OUTPUT_DIR} ({found}). "
-                    "Every machine must have it: use a shared file system, or copy the folder."
-                )
-        is_resumed = resume and self.checkpointer.has_checkpoint()
+        # Of rank 0: a process that asks a moment later, or another machine, may see another folder.
+        is_resumed = resume and comm.on_main_process(self.checkpointer.has_checkpoint)
         if fork_from and not is_resumed:
             self.start_iter = fork_run(self, fork_from)
         else:
             if resume and not is_resumed:
                 comm.on_main_process(lambda: require_no_unfinished_fork(self.cfg.OUTPUT_DIR))
+                comm.on_main_process(lambda: warn_of_lost_checkpoints(self.cfg.OUTPUT_DIR))
             self.start_iter = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
             if self.cfg.MODEL.WEIGHTS_WITH_OPTIMIZER and not is_resumed:
                 load_optimizer_of(self.optimizer, self.cfg.MODEL.WEIGHTS)
@@ -188,10 +187,9 @@ class DefaultTrainer(SimpleTrainer):
 
     def _complete_final_checkpoint(self) -> None:
         """Write ``model_final`` if the run was killed after its last periodic checkpoint and before that one."""
-        last = comm.on_main_process(self.checkpointer.last_checkpoint_name)
-        if last not in ("model_final.pth", "model_final.dcp") and self.start_iter:
+        if comm.on_main_process(self.checkpointer.last_checkpoint_name) not in endings_of(FINAL) and self.start_iter:
             self.iter = self.start_iter - 1  # as in the step that would have written it
-            self.checkpointer.save("model_final", required=True, iteration=self.iter)
+            self.checkpointer.save(FINAL, required=True, iteration=self.iter)
             self.iter = self.start_iter
 
     def _was_stopped_early(self) -> bool:

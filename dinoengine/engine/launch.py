@@ -18,11 +18,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dinoengine.utils import comm
+from dinoengine.utils.stop_signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
-# What a run may be asked to end by. SIGUSR1 is what SLURM's --signal is commonly set to; Windows has no such signal.
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 _SECONDS_TO_FAIL = 10
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
@@ -69,7 +68,7 @@ def launch(
     if dist_url in (None, "auto"):
         if num_machines > 1:
             raise ValueError("Several machines need --dist-url tcp://<address of the first machine>:<free port>.")
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+        dist_url = f"tcp://127.0.0.1:{free_port()}"
     rank_args = (num_processes_per_machine, world_size, machine_rank, dist_url, device, timeout, main_func, args)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # says that it ends the other processes
     try:
@@ -142,7 +141,8 @@ def _run_in_group(
         comm.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from dinoengine.checkpoint import periodic_checkpoints
+from dinoengine.checkpoint.resuming import endings_of
 from dinoengine.config import CfgNode, read_cfg, validate
 from dinoengine.engine import hooks
 from dinoengine.engine.classifier_trainer import trainer_class_of
 from dinoengine.engine.defaults import DefaultTrainer
-from dinoengine.engine.hooks.bad_steps import FOLDER, describe_step, record_name
+from dinoengine.engine.hooks.bad_steps import FOLDER, describe_step, record_name, state_name
+from dinoengine.engine.resuming import CONFIG_FILE
 from dinoengine.engine.setup import default_argument_parser, default_setup, resolve_device
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.structures import BackboneOutput, ImageBatch, SSLBatch
@@ -69,14 +71,22 @@ def read_records(run_dir: str, iteration: int) -> list[dict[str, Any]]:
     return records
 
 
+def missing_record(run_dir: str, iteration: int) -> str:
+    """What is said of a step that has no record: which have one. Empty if it has."""
+    known = recorded_steps(run_dir)
+    if iteration in known:
+        return ""
+    there = f"of {', '.join(map(str, known))} there are" if known else f"{FOLDER} has none"
+    return f"There is no record of iteration {iteration} to compare with; {there}."
+
+
 def state_before(run_dir: str, iteration: int) -> str:
     """The file to start from: the state right before the step, else the newest checkpoint before it.
 
     Returns:
         Its path; empty: the run starts from its beginning.
     """
-    for suffix in ("pth", "dcp"):
-        exact = os.path.join(run_dir, FOLDER, f"model_before_{iteration:07d}.{suffix}")
+    for exact in endings_of(os.path.join(run_dir, FOLDER, state_name(iteration))):
         if os.path.exists(exact):
             return exact
     earlier = [path for number, path in periodic_checkpoints(run_dir).items() if number < iteration]
@@ -90,7 +100,7 @@ def replay_config(run_dir: str, overrides: list[str], num_gpus: int | None, scra
         ConfigError: if it does not fit this machine or this number of processes.
         FileNotFoundError: if the folder holds no run.
     """
-    path = os.path.join(run_dir, "config.yaml")
+    path = os.path.join(run_dir, CONFIG_FILE)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is not there; --run takes the OUTPUT_DIR of a run.")
     cfg = read_cfg(path, overrides)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError
+from dinoengine.checkpoint.resuming import FINAL, POINTER, checkpoint_name, endings_of
 from dinoengine.checkpoint.sharded import is_sharded_checkpoint
 from dinoengine.config import CfgNode, ConfigError, get_cfg
 from dinoengine.config.resume_rules import (
@@ -23,6 +24,7 @@ from dinoengine.config.resume_rules import (
 )
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.writers import METRICS_FILE
 
 if TYPE_CHECKING:
     from dinoengine.engine.defaults import DefaultTrainer
@@ -31,6 +33,23 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 FORK_FILE = "fork.json"
+
+
+def traces_of_a_run(output_dir: str) -> list[str]:
+    """Names of the files in a folder that only a run leaves there once it trains."""
+    names = [POINTER, *endings_of(FINAL), METRICS_FILE]
+    return [n for n in names if os.path.exists(p := os.path.join(output_dir, n)) and os.path.getsize(p)]
+
+
+def warn_of_lost_checkpoints(output_dir: str) -> None:
+    """For a resumed run that has no checkpoint; a folder that no run has written into is nothing to speak of."""
+    if traces := traces_of_a_run(output_dir):
+        logger.warning(
+            "--resume: %s holds a run (%s) and no checkpoint: it ended before the first one, or they were removed. It "
+            "starts again from the beginning, and what its logs hold of the iterations to come is dropped.",
+            output_dir,
+            ", ".join(traces),
+        )
 
 
 def saved_config(folder: str) -> dict[str, Any] | None:
@@ -137,7 +156,7 @@ def fork_run(trainer: DefaultTrainer, source: str) -> int:
     iteration = int(reader.load(path)["iteration"])
     output_dir = trainer.cfg.OUTPUT_DIR
     comm.on_main_process(lambda: _record_fork(output_dir, path, iteration, changes))
-    trainer.checkpointer.save(f"model_{iteration:07d}", required=True, iteration=iteration)
+    trainer.checkpointer.save(checkpoint_name(iteration), required=True, iteration=iteration)
     return iteration + 1
 
 

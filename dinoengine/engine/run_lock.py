@@ -67,7 +67,7 @@ class RunLock:
         self.watch_seconds = watch_seconds
         self._descriptor = -1
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+        self._thread = threading.Thread()
         self._me = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -96,6 +96,31 @@ class RunLock:
                 self._close()
                 raise
             self._close()  # its last holder removed that file in this moment
+
+    def keep(self) -> None:
+        """See that the lock is still that of ``acquire``, before something is written that another run could lose.
+
+        Who removes OUTPUT_DIR removes the lock, and another process may then have locked a new file. If none has, this
+        one does, and says so.
+
+        Raises:
+            RunInUseError: if another process has it now.
+            OSError: if there can be no file, e.g. because OUTPUT_DIR has become one.
+        """
+        if self._descriptor < 0 or self._is_current():
+            return
+        folder = os.path.dirname(self.path)
+        os.makedirs(folder, exist_ok=True)
+        self._ended.set()
+        self._thread.join()
+        self._close()
+        try:
+            self.acquire()
+        except RunInUseError as error:
+            raise RunInUseError(
+                f"The lock {self.path} of this run was removed, and taken by another. {error}"
+            ) from None
+        logger.warning("OUTPUT_DIR %s was removed or replaced; this run has locked it anew and goes on there.", folder)
 
     def release(self) -> None:
         """Give the lock back, if this process has it."""
@@ -129,7 +154,7 @@ class RunLock:
         """Whether the path still names the file that was opened."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def _take(self, has_flock: bool) -> str:
@@ -147,6 +172,8 @@ class RunLock:
             time.sleep(min(1.0, self.heartbeat_seconds))  # two may have come this far: the last one to write has it
             if (holder := self._holder()).get("token") != self._me["token"]:
                 raise RunInUseError(self._in_use(holder))
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
         self._thread.start()
         return took_over
 

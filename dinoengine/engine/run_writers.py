@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dinoengine.utils.writers import ConsoleWriter, EventWriter, JSONWriter, TensorboardXWriter
+from dinoengine.utils.writers import METRICS_FILE, ConsoleWriter, EventWriter, JSONWriter, TensorboardXWriter
 
 
 def default_writers(
@@ -19,8 +19,9 @@ def default_writers(
 ) -> list[EventWriter]:
     """Console, ``metrics.json`` and TensorBoard events in ``output_dir``."""
     os.makedirs(output_dir, exist_ok=True)
+    rows = JSONWriter(os.path.join(output_dir, METRICS_FILE), start_iter)
     writers: list[EventWriter] = [
         ConsoleWriter(max_iter, images_per_iter=images_per_iter, window_size=window_size, progress_bar=progress_bar),
-        JSONWriter(os.path.join(output_dir, "metrics.json"), start_iter),
+        rows,
     ]
-    return [*writers, TensorboardXWriter(output_dir, start_iter)] if tensorboard else writers
+    return [*writers, TensorboardXWriter(output_dir, start_iter, rows.last_known)] if tensorboard else writers

@@ -28,7 +28,7 @@ from dinoengine.data import DataError
 from dinoengine.engine.hooks import parse_duration
 from dinoengine.engine.launch import DEFAULT_TIMEOUT, under_torchrun
 from dinoengine.engine.precision import resolve_precision
-from dinoengine.engine.resuming import CONFIG_FILE, checkpoint_to_fork, saved_config
+from dinoengine.engine.resuming import CONFIG_FILE, checkpoint_to_fork, saved_config, traces_of_a_run
 from dinoengine.evaluation import check_evaluator_names
 from dinoengine.modeling import VisionTransformer
 from dinoengine.solver import scale_config_to_world_size
@@ -303,6 +303,8 @@ def check_output_dir(output_dir: str, *, new_run: bool) -> None:
     """Make OUTPUT_DIR and see that it can be written and that no run would be overwritten."""
     if not output_dir:
         raise ConfigError("OUTPUT_DIR", ["is empty; name a folder for checkpoints and logs."])
+    if os.path.exists(output_dir) and not os.path.isdir(output_dir):
+        raise ConfigError("OUTPUT_DIR", [f"{output_dir} is a file; name a folder for checkpoints and logs."])
     try:
         os.makedirs(output_dir, exist_ok=True)
         probe = os.path.join(output_dir, ".writable")
@@ -313,7 +315,7 @@ def check_output_dir(output_dir: str, *, new_run: bool) -> None:
         raise ConfigError(
             "OUTPUT_DIR", [f"{output_dir} cannot be written ({error.strerror}); choose another."]
         ) from None
-    if new_run and (traces := _traces_of_a_run(output_dir)):
+    if new_run and (traces := traces_of_a_run(output_dir)):
         raise ConfigError(
             "OUTPUT_DIR",
             [
@@ -321,11 +323,6 @@ def check_output_dir(output_dir: str, *, new_run: bool) -> None:
                 "OUTPUT_DIR, or remove that folder."
             ],
         )
-
-
-def _traces_of_a_run(output_dir: str) -> list[str]:
-    names = ["last_checkpoint", "model_final.pth", "metrics.json"]
-    return [n for n in names if os.path.exists(p := os.path.join(output_dir, n)) and os.path.getsize(p)]
 
 
 def _with_seed(cfg: CfgNode, earlier: Callable[[], list[dict[str, Any]]]) -> CfgNode:
@@ -391,12 +388,12 @@ def load_weights_for_evaluation(cfg: CfgNode, model: torch.nn.Module, *, resume:
     checkpointer = Checkpointer(
         model, cfg.OUTPUT_DIR, strict=cfg.MODEL.WEIGHTS_STRICT, before_weights=require_same_pixels(cfg)
     )
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+    if not cfg.MODEL.WEIGHTS and not (resume and comm.on_main_process(checkpointer.has_checkpoint)):
         raise ConfigError(
             "MODEL.WEIGHTS",
             ["is empty, so there is nothing to evaluate: name a checkpoint, or --resume with the OUTPUT_DIR of a run."],
         )
-    path = (checkpointer.get_checkpoint_file() if resume else "") or cfg.MODEL.WEIGHTS
+    path = (comm.on_main_process(checkpointer.get_checkpoint_file) if resume else "") or cfg.MODEL.WEIGHTS
     logger.info("Evaluating the weights of %s.", path)
     checkpointer.load_weights(path)
     return path

@@ -55,6 +55,7 @@ class SimpleTrainer(TrainerBase):
         agreed_flags: those of any rank, as of the finite check of the last step. That check is a reduction anyway, so an
             agreement costs no collective of its own.
         data_time: seconds that the last step waited for its batch.
+        why_not_skipped: set by a hook: what the error of a step that is not finite ends with.
         bad_images: those that were replaced on this rank, each with its iteration, until ``hooks.BadImageLog`` takes them.
     """
 
@@ -110,6 +111,7 @@ class SimpleTrainer(TrainerBase):
         self.grad_norms: dict[str, Tensor] = {}
         self.loss_is_finite = True
         self.step_is_finite = True
+        self.why_not_skipped = ""
         self.skip_optimizer_step = False
         self.step_skipped = False
         self.flags: dict[str, bool] = {}
@@ -243,7 +245,7 @@ class SimpleTrainer(TrainerBase):
 
     def _refuse_non_finite(self) -> None:
         if not (self.step_is_finite or self.skip_optimizer_step or self.is_fp16_overflow):
-            raise FloatingPointError(self.describe_non_finite())
+            raise FloatingPointError(f"{self.describe_non_finite()}{self.why_not_skipped}")
 
     def describe_non_finite(self) -> str:
         """What is known about a step whose loss or gradients are not finite; the weights are untouched."""
@@ -252,7 +254,7 @@ class SimpleTrainer(TrainerBase):
         return (
             f"Loss or gradients are not finite in iteration {self.iter} (this rank: {losses}; gradient norms: {norms}). "
             "The weights are those before this step. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or allow "
-            "single bad steps with SOLVER.NON_FINITE_MAX_SKIPS."
+            "single bad steps with SOLVER.NON_FINITE_MAX_SKIPS; tools/replay_step.py shows where it begins."
         )
 
     def _optimizer_step(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import hashlib
 import json
 import math
 import os
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dinoengine.checkpoint import read_checkpoint
+from dinoengine.checkpoint.digest import content_digest
 from dinoengine.engine.command import run_command
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.engine.hooks import CallbackHook
@@ -39,13 +39,8 @@ def sample_hashes(batch: Any) -> list[str]:
     """One SHA-256 per image of an SSLBatch or ImageBatch: of its crops, masks, label and position."""
     hashes = []
     for sample in batch.split(len(batch)):
-        digest = hashlib.sha256()
-        for field in fields(sample):
-            value = getattr(sample, field.name)
-            if isinstance(value, Tensor):
-                digest.update(f"{field.name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.contiguous().numpy().tobytes())
-        hashes.append(digest.hexdigest())
+        values = {field.name: getattr(sample, field.name) for field in fields(sample)}
+        hashes.append(content_digest({name: value for name, value in values.items() if isinstance(value, Tensor)}))
     return hashes
 
 

@@ -22,7 +22,8 @@ from dinoengine.utils.file_io import append_whole, atomic_write
 
 logger = logging.getLogger(__name__)
 
-# Rows of metrics.json that wait for a disk that is full; then the oldest are dropped.
+METRICS_FILE = "metrics.json"
+# Rows of it that wait for a disk that is full; then the oldest are dropped.
 MAX_UNWRITTEN_ROWS = 10_000
 _COPIED_BYTES = 1 << 20
 # What a write of TensorBoard events must find free; scalars of some hundred iterations.
@@ -63,7 +64,7 @@ class JSONWriter(EventWriter):
         self._sequence = 0
         self._last_row: dict[str, Any] = {}
         # Last iteration in the file. A resumed storage gives its restored values again: those up to here are known.
-        self._last_known = self._keep_rows_before(start_iter) if os.path.exists(path) else -1.0
+        self.last_known = self._keep_rows_before(start_iter) if os.path.exists(path) else -1.0
         self._unwritten: deque[bytes] = deque(maxlen=MAX_UNWRITTEN_ROWS)
         self._append([])
 
@@ -92,12 +93,12 @@ class JSONWriter(EventWriter):
         rows: dict[int, dict[str, float | int | None]] = {}
         for name, value, iteration in updates:
             # The last row may lack what the hooks behind the checkpoint had left undone, and this run has done.
-            if iteration < self._last_known or (iteration == self._last_known and name in self._last_row):
+            if iteration < self.last_known or (iteration == self.last_known and name in self._last_row):
                 continue
             rows.setdefault(iteration, {})[name] = value if math.isfinite(value) else None
-        if self._last_known in rows:
-            rows[int(self._last_known)].update(self._last_row)
-            self._last_known = self._keep_rows_before(int(self._last_known))
+        if self.last_known in rows:
+            rows[int(self.last_known)].update(self._last_row)
+            self.last_known = self._keep_rows_before(int(self.last_known))
         for iteration in sorted(rows):
             row = {"iteration": iteration, **rows[iteration]}
             self._unwritten.append(json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n")
@@ -187,13 +188,16 @@ class ConsoleWriter(EventWriter):
 class TensorboardXWriter(EventWriter):
     """Scalars, images and histograms as TensorBoard events. No file appears before the first write."""
 
-    def __init__(self, log_dir: str, start_iter: int = 0) -> None:
+    def __init__(self, log_dir: str, start_iter: int = 0, last_known: float = math.inf) -> None:
         """
         Args:
             start_iter: where this run starts: what an earlier one wrote from there on is hidden, as it runs again.
+            last_known: up to here an earlier one has written its scalars. Those it had measured and not yet written when
+                it was killed are in the storage that was restored.
         """
         self.log_dir = log_dir
         self.start_iter = start_iter
+        self.last_known = last_known
         self._sequence = 0
         self._writer: Any = None
         self._path = ""
@@ -201,6 +205,7 @@ class TensorboardXWriter(EventWriter):
     def write(self) -> None:
         self._require_room()
         storage = get_event_storage()
+        is_first_after_resume = self._sequence < storage.restored_sequence
         first = max(self._sequence, storage.restored_sequence)
         updates, self._sequence = storage.updates_since(first)
         if self._writer is None:
@@ -208,6 +213,9 @@ class TensorboardXWriter(EventWriter):
 
             self._writer = SummaryWriter(self.log_dir, purge_step=self.start_iter or None)
             self._path = max(glob.glob(os.path.join(glob.escape(self.log_dir), "events.*")), key=os.path.getmtime)
+        if is_first_after_resume:
+            restored = storage.updates_since(0)[0][: -len(updates) or None]
+            updates = [update for update in restored if update[2] > self.last_known] + updates
         for name, value, iteration in updates:
             self._writer.add_scalar(name, value, iteration)
         for image in storage.images_since(first):

@@ -12,6 +12,7 @@ from torch import nn
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError, periodic_checkpoints, read_checkpoint, resumable
 from dinoengine.checkpoint.files import UnreadableCheckpointError
+from dinoengine.checkpoint.resuming import checkpoint_name, iteration_of, shown
 from dinoengine.engine import launch
 from dinoengine.utils import comm
 
@@ -169,7 +170,7 @@ def _on_a_rank(folder: str) -> None:
 
         def read(path: str) -> dict[str, Any]:
             if path.endswith("29.pth"):
-                raise CheckpointError(f"{path} cannot be read")
+                raise UnreadableCheckpointError(f"{path} cannot be read")
             return read_checkpoint(path)
 
         resuming.read_checkpoint = read  # type: ignore[assignment]
@@ -183,7 +184,7 @@ def _on_a_rank(folder: str) -> None:
     ]
     comm.synchronize()
     checkpointer = Checkpointer(nn.Linear(1, 1), os.path.join(folder, "last_checkpoint"))  # a file, not a folder
-    with pytest.raises(OSError, match="could not be written: .*It needs 0.0 MiB"):
+    with pytest.raises(OSError, match="could not be written: .*is a file now"):
         checkpointer.save("model_0000039", iteration=39)
     checkpointer.save_dir = folder
     checkpointer.save("model_0000039", iteration=39, background=True)
@@ -195,3 +196,23 @@ def _on_a_rank(folder: str) -> None:
 def test_all_processes_take_the_same_one(tmp_path: Path) -> None:
     _run(tmp_path)
     launch(_on_a_rank, 2, args=(str(tmp_path),), device="cpu")
+
+
+@pytest.mark.parametrize("junk", [b"\x00\xff" * 5000, b"a b\x1b[31m\n" * 50, b"x" * 5000])
+def test_a_pointer_of_junk_is_shown_short_and_quoted(
+    tmp_path: Path, junk: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpointer = Checkpointer(nn.Linear(2, 1), str(tmp_path))
+    checkpointer.save("model_0000003", iteration=3)
+    (tmp_path / "last_checkpoint").write_bytes(junk)
+    with pytest.raises(CheckpointError, match=r"names '.{1,400}'\.\.\., which is not there"):
+        checkpointer.get_checkpoint_file()
+    assert checkpointer.resume_or_load("") == 4
+    assert "'... is not there" in caplog.text
+    assert len(caplog.text) < 1500
+    assert "\x1b" not in caplog.text
+
+
+def test_names_of_checkpoints_are_read_as_they_are_made() -> None:
+    assert [iteration_of(f"{checkpoint_name(i)}.pth") for i in (0, 9_999_999, 10_000_000)] == [0, 9_999_999, 10_000_000]
+    assert shown(f"{checkpoint_name(7)}.pth") == "model_0000007.pth"

@@ -226,3 +226,35 @@ def test_killed_at_any_byte_the_last_checkpoint_is_good(tmp_path: Path) -> None:
     assert iterations[-1] > 0
     Checkpointer(nn.Linear(300, 300, bias=False), str(tmp_path)).resume_or_load("", resume=True)
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+
+
+def test_what_follows_a_file_on_disk_is_no_error_of_writing_it(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpointer = Checkpointer(_model(1.0), str(tmp_path))
+    with pytest.raises(
+        CheckpointWriteError, match=r"model_0000000\.pth is on disk, but what follows it failed.*No space"
+    ):
+        checkpointer.save("model_0000000", iteration=0, then=fail)
+    assert checkpointer.last_checkpoint_name() == "model_0000000.pth"
+    assert Checkpointer(_model(2.0), str(tmp_path)).resume_or_load("") == 1
+
+
+def test_an_output_dir_that_became_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(CheckpointWriteError, match=r"run is a file now, and must be a folder"):
+        Checkpointer(_model(1.0), str(tmp_path / "run")).save("model_0000000", iteration=0)
+
+
+def test_a_save_asks_first_and_writes_nothing_if_it_must_not(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(_model(1.0), str(tmp_path))
+
+    def refuse() -> None:
+        raise ValueError("taken by another")
+
+    checkpointer.before_save = refuse
+    for background in (False, True):
+        with pytest.raises(ValueError, match="taken by another"):
+            checkpointer.save("model_0000000", iteration=0, background=background)
+    assert os.listdir(tmp_path) == []

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -396,3 +401,44 @@ def test_a_batch_says_which_entry_each_image_is_from(labelled: bool) -> None:
     cfg.DATASETS.TRAIN = ("synthetic:num_images=5:num_classes=4:size=20",)
     alone = next(iter(build_train_loader(cfg)))
     assert (alone.sources, alone.split(2)[1].sources) == (None, None)
+
+
+_KILLED_TRAINER = """
+import multiprocessing, os, signal, sys
+from dinoengine.data.build import init_worker
+
+def work(ready):
+    init_worker(0)
+    ready.send(os.getpid())
+    signal.pause()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    reader, writer = context.Pipe(duplex=False)
+    context.Process(target=work, args=(writer,)).start()
+    print(reader.recv(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_no_worker_of_a_killed_trainer_stays_behind(tmp_path: Path) -> None:
+    """Where a server starts the workers, their parent outlives the trainer."""
+    script = tmp_path / "trainer.py"
+    script.write_text(_KILLED_TRAINER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL
+    worker, deadline = int(done.stdout), time.monotonic() + 30
+    while _is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(worker)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

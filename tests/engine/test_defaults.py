@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint import Checkpointer, CheckpointError
 from dinoengine.config import CfgNode
-from dinoengine.engine import DefaultTrainer, HookBase, SSLTrainer, hooks
+from dinoengine.engine import DefaultTrainer, HookBase, SSLTrainer, defaults, hooks
 from dinoengine.utils import comm
 from dinoengine.utils.logger import setup_logger
 
@@ -122,12 +122,31 @@ def test_weights_start_a_run_at_iteration_0(tiny_cfg: CfgNode, weights: str) -> 
     assert all(torch.equal(saved[k], v) for k, v in trainer.bare_model.state_dict().items())
 
 
-def test_processes_that_see_other_checkpoints_do_not_start(tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on two machines without a shared file system."""
+def test_whether_a_run_is_resumed_is_decided_by_rank_0(
+    tiny_cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another rank the folder is empty, as on a machine without the shared file system."""
     trainer = SSLTrainer(tiny_cfg)
-    monkeypatch.setattr(comm, "all_gather", lambda name: [name, "model_0000099.pth"])
-    with pytest.raises(ValueError, match=r"rank 0: none, rank 1: model_0000099\.pth.*use a shared file system"):
-        trainer.resume_or_load(resume=True)
+    forked: list[str] = []
+    monkeypatch.setattr(defaults, "fork_run", lambda trainer, source: forked.append(source) or 0)
+    monkeypatch.setattr(comm, "on_main_process", lambda work: work() if "clean_up" in work.__name__ else True)
+    monkeypatch.setattr(comm, "broadcast_object", lambda seen: ("model_0000004.pth", ["model_0000004.pth"]))
+    with pytest.raises(CheckpointError, match=r"model_0000004\.pth is not there(.|\n)*a file system that they share"):
+        trainer.resume_or_load(resume=True, fork_from="another")
+    assert forked == []
+
+
+def test_a_run_whose_checkpoints_are_gone_is_said_to_start_again(
+    tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = SSLTrainer(tiny_cfg)
+    trainer.resume_or_load(resume=True)
+    assert "no checkpoint: it ended before" not in capsys.readouterr().out
+    Path(tiny_cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    Path(tiny_cfg.OUTPUT_DIR, "metrics.json").write_text('{"iteration": 7}\n')
+    trainer.resume_or_load(resume=True)
+    assert "holds a run (metrics.json) and no checkpoint: it ended before the first one" in capsys.readouterr().out
+    assert trainer.start_iter == 0
 
 
 def test_a_training_set_of_another_size_is_said(tiny_cfg: CfgNode, capsys: pytest.CaptureFixture[str]) -> None:

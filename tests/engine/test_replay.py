@@ -12,7 +12,16 @@ import torch
 
 from dinoengine.config import CfgNode
 from dinoengine.engine import HookBase, SSLTrainer, hooks, launch, save_config
-from dinoengine.engine.replay import read_records, recorded_steps, render, replay, replay_config, state_before, verdict
+from dinoengine.engine.replay import (
+    missing_record,
+    read_records,
+    recorded_steps,
+    render,
+    replay,
+    replay_config,
+    state_before,
+    verdict,
+)
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
 from dinoengine.utils import comm
 from tests.tools.tools import load_tool
@@ -128,6 +137,9 @@ def test_recorded_steps_are_found_and_wrong_input_is_refused(
         (tmp_path / "bad_steps" / name).write_text("{}")
     assert recorded_steps(str(tmp_path)) == [7, 12]
     assert len(read_records(str(tmp_path), 12)) == 2
+    assert missing_record(str(tmp_path), 12) == ""
+    assert missing_record(str(tmp_path), 3) == "There is no record of iteration 3 to compare with; of 7, 12 there are."
+    assert missing_record(str(tmp_path / "none"), 3).endswith("bad_steps has none.")
     empty = tmp_path / "empty"
     empty.mkdir()
     for words, message in (

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -221,3 +222,40 @@ def test_releasing_what_was_not_acquired_does_nothing(tmp_path: Path) -> None:
             lock.acquire()
         lock.release()
         assert (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_lock_that_was_removed_with_its_folder_is_taken_anew_or_the_run_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = _quick(folder)
+    lock.keep()  # not acquired: nothing to keep
+    lock.acquire()
+    lock.keep()
+    assert caplog.text == ""
+    shutil.rmtree(folder)
+    lock.keep()
+    assert "was removed or replaced; this run has locked it anew" in caplog.text
+    with _holding(folder) as second:
+        assert _said(second).startswith("refused OUTPUT_DIR")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with _holding(folder) as second:
+        assert _said(second) == "acquired"
+        with pytest.raises(RunInUseError, match=rf"was removed, and taken by another.*process {second.pid} on"):
+            lock.keep()
+        lock.release()  # has none, and leaves that of the other
+        assert (folder / LOCK_FILE).exists()
+
+
+def test_an_output_dir_that_became_a_file_cannot_be_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = _quick(folder)
+    lock.acquire()
+    shutil.rmtree(folder)
+    folder.touch()
+    with pytest.raises(FileExistsError):
+        lock.keep()
+    lock.release()

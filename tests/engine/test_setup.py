@@ -201,6 +201,8 @@ def test_an_output_dir_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot be written \(Not a directory\); choose another"):
         check_output_dir(str(tmp_path / "file" / "run"), new_run=True)
+    with pytest.raises(ConfigError, match="file is a file; name a folder"):
+        check_output_dir(str(tmp_path / "file"), new_run=True)
     with pytest.raises(ConfigError, match="is empty; name a folder"):
         check_output_dir("", new_run=True)
 

@@ -40,3 +40,10 @@ def test_a_run_that_fails_shows_its_output() -> None:
     assert done.returncode == 1
     assert "/no/such does not exist" in done.stdout
     assert "a training failed with exit code 2" in done.stderr
+
+
+def test_two_processes_are_exact() -> None:
+    done = _verify("--num-gpus", 2, "--iterations", 2, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "samples   the same: 32 in 4 iterations" in done.stdout
+    assert "verdict   EXACT" in done.stdout

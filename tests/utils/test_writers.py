@@ -173,6 +173,29 @@ def test_tensorboard_does_not_repeat_restored_values(tmp_path: Path) -> None:
     assert sorted(steps) == [("crops", 5), ("loss", 5), ("loss", 6)]
 
 
+def test_tensorboard_gets_what_a_killed_run_had_measured_and_not_written(tmp_path: Path) -> None:
+    """Written until 4, a checkpoint after 7, killed; the run that is resumed at 8 has the values of 5 to 7 restored."""
+    rows, board = JSONWriter(str(tmp_path / "metrics.json")), TensorboardXWriter(str(tmp_path / "first"))
+    with EventStorage(0) as storage:
+        _train(storage, [rows, board], range(5), period=5)
+        _train(storage, [], range(5, 8), period=5)
+        state = storage.state_dict()
+    board.close()
+    rows = JSONWriter(str(tmp_path / "metrics.json"), start_iter=8)
+    assert rows.last_known == 4
+    board = TensorboardXWriter(str(tmp_path / "second"), 8, rows.last_known)
+    with EventStorage(8) as storage:
+        storage.load_state_dict(state)
+        board.write()  # nothing new yet; what was restored comes once
+        rows.write()
+        _train(storage, [rows, board], range(8, 12), period=2)
+    board.close()
+    steps = sorted(
+        event.step for run in ("first", "second") for event in _events(tmp_path / run) for v in event.summary.value
+    )
+    assert steps == [row["iteration"] for row in _rows(tmp_path / "metrics.json")] == list(range(12))
+
+
 @pytest.mark.parametrize("damage", ['{"iteration": 4, "lo', "", "\x00\x00\x00", "[1]\n", '{"loss": 3}\n', "\n"])
 def test_rows_damaged_by_a_crash_are_dropped_on_resume(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "metrics.json"

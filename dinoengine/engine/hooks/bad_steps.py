@@ -16,7 +16,7 @@ from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.utils import comm
 from dinoengine.utils.env import step_seed
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_io import atomic_write, remove_stale_temporaries
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,10 @@ class BadStepRecorder(HookBase):
         self.max_records = max_records
         self.num_bad = 0
         self._has_saved_a_skip = False
+
+    def before_train(self) -> None:
+        if comm.is_main_process() and os.path.isdir(self._folder):
+            remove_stale_temporaries(self._folder)  # of a process that was killed while it wrote here
 
     def before_optimizer_step(self) -> None:
         trainer = self.trainer
@@ -79,7 +83,7 @@ class BadStepRecorder(HookBase):
     def _save_state(self) -> str:
         """Weights, moments and buffers are those before the step. The same on all ranks, as saving is collective."""
         self.checkpointer.wait()  # an error of the last checkpoint is none of this one's
-        name = f"model_before_{self.trainer.iter:07d}"
+        name = state_name(self.trainer.iter)
         try:
             if comm.is_main_process():
                 os.makedirs(self._folder, exist_ok=True)
@@ -100,6 +104,11 @@ class BadStepRecorder(HookBase):
             logger.warning("The record of the bad step cannot be written: %s", error)
         else:
             logger.warning("The step is recorded in %s; tools/replay_step.py runs it again.", path)
+
+
+def state_name(iteration: int) -> str:
+    """Name of the checkpoint of the state before a step, without ``.pth``."""
+    return f"model_before_{iteration:07d}"
 
 
 def record_name(iteration: int, rank: int) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from dinoengine.checkpoint import Checkpointer, periodic_checkpoints
+from dinoengine.checkpoint.resuming import BEST, FINAL, checkpoint_name
 from dinoengine.checkpoint.retention import to_remove
 from dinoengine.checkpoint.sharded import remove_checkpoint
 from dinoengine.config import ConfigError
@@ -75,14 +76,14 @@ class PeriodicCheckpointer(HookBase):
         done = self.trainer.iter + 1
         is_end = done >= self.trainer.max_iter
         if (self.period and done % self.period == 0) or (not is_end and self._time_is_up(done)):
-            self._save(f"model_{self.trainer.iter:07d}", then=self._remove_old_after(self.trainer.iter))
+            self._save(checkpoint_name(self.trainer.iter), then=self._remove_old_after(self.trainer.iter))
         if is_end:
             self._save_final()
 
     def after_train(self) -> None:
         if self.trainer.paused and self._num_saved != self.trainer.iter:
             # Collective: a process that ended before rank 0 has saved would end that one as well.
-            self._save(f"model_{_last_finished(self.trainer):07d}", required=True)
+            self._save(checkpoint_name(_last_finished(self.trainer)), required=True)
         elif not self.trainer.succeeded:
             self.checkpointer.settle()
         elif self.trainer.iter < self.trainer.max_iter:  # stopped by a hook behind this one
@@ -108,7 +109,7 @@ class PeriodicCheckpointer(HookBase):
         return remove_old
 
     def _save_final(self) -> None:
-        self._save("model_final", required=True)
+        self._save(FINAL, required=True)
         if self.checkpointer.num_failed:
             logger.warning("%d checkpoint(s) of this run could not be written.", self.checkpointer.num_failed)
 
@@ -157,7 +158,7 @@ class BestCheckpointer(HookBase):
 
     @property
     def _record_path(self) -> str:
-        return os.path.join(self.checkpointer.save_dir, "model_best.json")
+        return os.path.join(self.checkpointer.save_dir, f"{BEST}.json")
 
     def best(self) -> tuple[float, int] | None:
         """(value, iteration) of the best of this metric, in this mode, so far, or None."""
@@ -197,7 +198,7 @@ class BestCheckpointer(HookBase):
             best = {"metric": self.metric, "mode": self.mode, "value": value, "iteration": iteration}
             write_json(self._record_path, best, indent=None)
 
-        self.checkpointer.save("model_best", tag_last=False, then=record, iteration=_last_finished(self.trainer))
+        self.checkpointer.save(BEST, tag_last=False, then=record, iteration=_last_finished(self.trainer))
 
     def _is_best(self, value: float, iteration: int) -> bool:
         if not math.isfinite(value):

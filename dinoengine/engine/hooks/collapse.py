@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError, periodic_checkpoints, read_checkpoint
+from dinoengine.checkpoint.resuming import BEST, FINAL, checkpoint_name, endings_of
 from dinoengine.engine.hooks.collapse_symptoms import (
     ADVICE,
     STEP_KINDS,
@@ -119,10 +121,13 @@ class CollapseGuard(HookBase):
         if self.action == "warn":
             logger.warning("%s\nTo end such a run set COLLAPSE_GUARD.ACTION stop or rollback.", message)
             return
-        self.trainer.flush_metrics()
-        self.checkpointer.wait()
         self._num_in_a_row = dict.fromkeys(self._num_in_a_row, 0)  # a run that goes on from here may get over it
-        end = self._stop() if self.action == "stop" else comm.on_main_process(lambda: self._roll_back(list(found)))
+        self.trainer.flush_metrics()
+        try:  # the errors of both are those of all processes
+            self.checkpointer.wait()
+            end = self._stop() if self.action == "stop" else comm.on_main_process(lambda: self._roll_back(list(found)))
+        except (OSError, ValueError) as error:  # is less than the collapse, which must be reported
+            end = f"COLLAPSE_GUARD.ACTION {self.action} failed: {error}"
         raise CollapseError(f"{message}\n{end}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,7 +148,7 @@ class CollapseGuard(HookBase):
         self._seen_evaluation = state["seen_evaluation"]
 
     def _stop(self) -> str:
-        path = self.checkpointer.save(f"model_{self.trainer.iter:07d}", required=True, iteration=self.trainer.iter)
+        path = self.checkpointer.save(checkpoint_name(self.trainer.iter), required=True, iteration=self.trainer.iter)
         return f"The run was stopped (COLLAPSE_GUARD.ACTION stop) and saved in {path}."
 
     def _roll_back(self, kinds: list[str]) -> str:
@@ -170,23 +175,25 @@ class CollapseGuard(HookBase):
         )
 
     @staticmethod
-    def _checkpoints(folder: str) -> list[tuple[int, str]]:
+    def _checkpoints(folder: str) -> list[tuple[float, str]]:
         """(iteration, path) of all that a run can be resumed from, oldest first."""
-        checkpoints = list(periodic_checkpoints(folder).items()) if os.path.isdir(folder) else []
-        finals = [os.path.join(folder, f"model_final.{kind}") for kind in ("pth", "dcp")]
-        checkpoints += [(int(read_checkpoint(final)["iteration"]), final) for final in finals if os.path.exists(final)]
+        checkpoints: list[tuple[float, str]] = []
+        if os.path.isdir(folder):
+            checkpoints += periodic_checkpoints(folder).items()
+        finals = (os.path.join(folder, name) for name in endings_of(FINAL))
+        checkpoints += [(_iteration_in(final), final) for final in finals if os.path.exists(final)]
         return sorted(checkpoints)
 
     @staticmethod
-    def _best_after(iteration: int, folder: str) -> list[str]:
+    def _best_after(iteration: float, folder: str) -> list[str]:
         """The files of the best checkpoint if it is of an iteration after this one: then it is no best to come up to."""
-        *bests, record = (os.path.join(folder, f"model_best.{kind}") for kind in ("pth", "dcp", "json"))
+        bests, record = endings_of(os.path.join(folder, BEST)), os.path.join(folder, f"{BEST}.json")
         best = next((path for path in bests if os.path.exists(path)), "")
-        if not best or int(read_checkpoint(best)["iteration"]) <= iteration:
+        if not best or _iteration_in(best) <= iteration:
             return []
         return [path for path in (record, best) if os.path.exists(path)]  # a best without its record is none
 
-    def _is_healthy(self, iteration: int, path: str, kinds: list[str]) -> bool:
+    def _is_healthy(self, iteration: float, path: str, kinds: list[str]) -> bool:
         """By what this run has seen, and by the metrics in the file itself, which may be older than this run."""
         if iteration > min(self._last_healthy[kind] for kind in kinds):
             return False
@@ -197,3 +204,12 @@ class CollapseGuard(HookBase):
             return False
         symptoms = step_symptoms(storage, self.scales) | evaluation_symptoms(storage)
         return not any(kind in symptoms for kind in kinds)
+
+
+def _iteration_in(path: str) -> float:
+    """Last iteration of a checkpoint; infinity for one that cannot be read: it is none to go back to."""
+    try:
+        return float(read_checkpoint(path).get("iteration", math.inf))
+    except CheckpointError as error:
+        logger.warning("No checkpoint to go back to: %s", error)
+        return math.inf

@@ -51,6 +51,8 @@ class NonFiniteGuard(HookBase):
                 self.max_skips,
                 trainer.describe_non_finite(),
             )
+        elif self.max_skips:
+            trainer.why_not_skipped = f" All {self.num_skipped} steps that may be skipped have been."
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_skipped": self.num_skipped}

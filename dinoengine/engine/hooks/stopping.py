@@ -14,10 +14,10 @@ from typing import Any
 
 from dinoengine.engine.hooks.checkpointing import PeriodicCheckpointer
 from dinoengine.engine.hooks.evaluation import EvaluationInterrupted
-from dinoengine.engine.launch import STOP_SIGNALS
 from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.utils import comm
+from dinoengine.utils.stop_signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 

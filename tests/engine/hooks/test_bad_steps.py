@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,11 @@ def test_a_whole_trainer_records_its_images(tiny_cfg: CfgNode) -> None:
 def _poison(trainer: SSLTrainer) -> None:
     with torch.no_grad():
         trainer.bare_model.student["backbone"].norm.weight.fill_(torch.nan)  # type: ignore[index]
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    (tmp_path / "bad_steps").mkdir()
+    (tmp_path / "bad_steps" / ".model_before_0000001.pth.0a1b2c3d.tmp").touch()
+    (tmp_path / "bad_steps" / "0000001_rank0.json").touch()
+    _toy(tmp_path, (), 0).train(0, 1)
+    assert os.listdir(tmp_path / "bad_steps") == ["0000001_rank0.json"]

@@ -328,3 +328,24 @@ def test_a_healthy_run_is_not_disturbed(tiny_cfg: CfgNode) -> None:
     trainer.train()
     assert trainer.succeeded
     assert trainer.storage.latest().keys() >= {"feature_std_relative", "prototype_perplexity", "teacher_entropy"}
+
+
+def test_damaged_files_do_not_hide_the_collapse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = STEP_CASES["uniform targets"]
+    script: Script = lambda i: {**HEALTHY, **(bad if i >= 10 else {}), "knn/top1": 100.0 - i}  # noqa: E731
+    _run(tmp_path, script, stop=12, action="warn", patience=100, best="knn/top1")
+    (tmp_path / "model_best.pth").write_bytes(b"damaged")
+    with pytest.raises(CollapseError, match=r"uniform targets(.|\n)*last_checkpoint is now model_0000007\.pth"):
+        _run(tmp_path, script, start=12, action="rollback")
+    assert "collapsed_best.pth" in _names(tmp_path)
+    assert "No checkpoint to go back to: " in caplog.text
+
+
+def test_a_rollback_that_fails_does_not_hide_the_collapse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: CollapseGuard, kinds: list[str]) -> None:
+        raise OSError(28, "No space left on device")
+
+    script: Script = lambda i: {**HEALTHY, **(STEP_CASES["uniform targets"] if i >= 10 else {})}  # noqa: E731
+    monkeypatch.setattr(CollapseGuard, "_roll_back", fail)
+    with pytest.raises(CollapseError, match=r"uniform targets(.|\n)*rollback failed: .*No space left"):
+        _run(tmp_path, script, action="rollback")
