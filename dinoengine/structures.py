@@ -145,26 +145,24 @@ class SSLBatch:
             grouped = t.reshape(views, num_parts, len(self) // num_parts, *t.shape[1:])
             return [grouped[:, i].reshape(-1, *t.shape[1:]) for i in range(num_parts)]
 
-        counts = None if (masked := self._count_masked()) is None else torch.tensor(masked)
+        counts, size = self._count_masked(), len(self) // num_parts
+
+        def count_of_part(first: int) -> tuple[int, ...] | None:
+            if counts is None:
+                return None
+            return tuple(n for view in range(0, len(counts), len(self)) for n in counts[view + first :][:size])
+
         columns = zip(
             parts(self.global_crops, self.num_global_views),
             parts(self.local_crops, self.num_local_views),
             parts(self.masks, self.num_global_views),
             self.positions.chunk(num_parts),
             parts(self.sources, 1),
-            parts(counts, self.num_global_views),
+            [count_of_part(i * size) for i in range(num_parts)],
             strict=True,
         )
         return [
-            replace(
-                self,
-                global_crops=g,
-                local_crops=lo,
-                masks=m,
-                positions=p,
-                sources=s,
-                num_masked=None if n is None else tuple(n.tolist()),
-            )
+            replace(self, global_crops=g, local_crops=lo, masks=m, positions=p, sources=s, num_masked=n)
             for g, lo, m, p, s, n in columns
         ]
 

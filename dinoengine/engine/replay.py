@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,8 @@ from dinoengine.engine.hooks.bad_steps import FOLDER, describe_step, record_name
 from dinoengine.engine.resuming import CONFIG_FILE
 from dinoengine.engine.setup import default_argument_parser, default_setup, resolve_device
 from dinoengine.engine.train_loop import HookBase
-from dinoengine.structures import BackboneOutput, ImageBatch, SSLBatch
+from dinoengine.modeling.backbone import Backbone
+from dinoengine.structures import BackboneOutput, ImageBatch, PickedTokens, SSLBatch
 from dinoengine.utils import comm
 
 logger = logging.getLogger(__name__)
@@ -173,6 +174,8 @@ class _Probe(HookBase):
         self._model.register_forward_pre_hook(lambda module, args: self._see_batch(args[0]))
         for name, module in self._model.named_modules():
             module.register_forward_hook(lambda module, args, output, name=name: self._see(name, output))
+            if isinstance(module, Backbone):
+                module.pick_tokens = self._watched(name, module.pick_tokens)  # type: ignore[method-assign]
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda p, name=name: self._see_gradient(name, p.grad))
@@ -185,13 +188,25 @@ class _Probe(HookBase):
         self._num_images = len(batch)
         self._see("batch", batch)
 
-    def _see(self, name: str, output: Any) -> None:
+    def _watched(self, name: str, pick_tokens: Callable[..., list[PickedTokens]]) -> Callable[..., list[PickedTokens]]:
+        """A training step calls this method of a backbone, of which a hook of the module is not told."""
+
+        def watched(*args: Any) -> list[PickedTokens]:
+            picked = pick_tokens(*args)
+            for tokens in picked:
+                self._see(name, tokens.cls_token, row_per_crop=True)
+                self._see(name, tokens.patches)
+            return picked
+
+        return watched
+
+    def _see(self, name: str, output: Any, row_per_crop: bool = False) -> None:
         bad = [is_bad for t in _tensors(output) if (is_bad := ~torch.isfinite(t)).any()]
         if bad and not self.found.first_module:
             self.found.first_module = name or type(self._model).__name__
         # Crops and what a backbone makes of them: a row per crop, view after view. Within a block the rows are a draw of
         # stochastic depth, in a head they may be masked patches.
-        if bad and not self.found.images and (isinstance(output, _ROW_PER_CROP) or bad[0].ndim == 4):
+        if bad and not self.found.images and (row_per_crop or isinstance(output, _ROW_PER_CROP) or bad[0].ndim == 4):
             rows = {row for is_bad in bad for row in is_bad.flatten(1).any(1).nonzero().flatten().tolist()}
             self.found.images = sorted({row % self._num_images for row in rows})
 

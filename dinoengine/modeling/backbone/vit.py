@@ -30,6 +30,20 @@ class ViTSize(NamedTuple):
     num_heads: int
 
 
+class Execution(NamedTuple):
+    """How blocks are run; changes nothing but rounding, time and memory.
+
+    Attributes:
+        attention: MODEL.ATTENTION, see ``choose_kernel``.
+        activation_checkpointing: MODEL.ACTIVATION_CHECKPOINTING, see ``run_checkpointed``.
+        compile_blocks: MODEL.COMPILE.
+    """
+
+    attention: str = "auto"
+    activation_checkpointing: str = "none"
+    compile_blocks: bool = False
+
+
 VIT_SIZES = {
     "micro": ViTSize(64, 4, 2),
     "tiny": ViTSize(192, 12, 3),
@@ -65,9 +79,7 @@ class VisionTransformer(Backbone):
         drop_path_uniform: bool = True,
         interpolate_antialias: bool = False,
         interpolate_offset: float = 0.1,
-        attention: str = "auto",
-        activation_checkpointing: str = "none",
-        compile_blocks: bool = False,
+        execution: Execution | None = None,
     ) -> None:
         """
         Args:
@@ -78,13 +90,10 @@ class VisionTransformer(Backbone):
             drop_path_rate: share of samples that skip a residual branch; the same in every block if
                 ``drop_path_uniform``, else rising linearly from 0.
             interpolate_antialias, interpolate_offset: see ``interpolate_position_table``.
-            attention: "auto" or a kernel; see ``choose_kernel``.
-            activation_checkpointing: see ``run_checkpointed``.
-            compile_blocks: run the blocks through torch.compile.
+            execution: how the blocks are run; None: the defaults.
 
         Raises:
-            ValueError: for an unknown ``ffn`` or an ``img_size`` that is no multiple of the patch, or if the machine
-                cannot compile.
+            ValueError: for an unknown ``ffn``, an ``img_size`` that is no multiple of the patch, or without a compiler.
         """
         super().__init__()
         if ffn not in FFN_LAYERS:
@@ -98,8 +107,7 @@ class VisionTransformer(Backbone):
         self.num_register_tokens = num_register_tokens
         self.interpolate_antialias = interpolate_antialias
         self.interpolate_offset = interpolate_offset
-        self.attention = attention
-        self.activation_checkpointing = activation_checkpointing
+        self.execution = execution or Execution()
         self.table_grid = (img_size[0] // patch_size, img_size[1] // patch_size)
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
@@ -124,7 +132,7 @@ class VisionTransformer(Backbone):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.reset_parameters()
-        if compile_blocks:
+        if self.execution.compile_blocks:
             compile_modules(self.blocks)
 
     @classmethod
@@ -151,9 +159,7 @@ class VisionTransformer(Backbone):
             "drop_path_uniform": vit.DROP_PATH_UNIFORM,
             "interpolate_antialias": vit.INTERPOLATE_ANTIALIAS,
             "interpolate_offset": vit.INTERPOLATE_OFFSET,
-            "attention": cfg.MODEL.ATTENTION,
-            "activation_checkpointing": cfg.MODEL.ACTIVATION_CHECKPOINTING,
-            "compile_blocks": cfg.MODEL.COMPILE,
+            "execution": Execution(cfg.MODEL.ATTENTION, cfg.MODEL.ACTIVATION_CHECKPOINTING, cfg.MODEL.COMPILE),
         }
 
     def reset_parameters(self) -> None:
@@ -227,7 +233,7 @@ class VisionTransformer(Backbone):
         device, width = groups[0].device, self.embed_dim // self.num_heads
         is_autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if is_autocast else self.cls_token.dtype
-        kernel = choose_kernel(self.attention, device, dtype, width)
+        kernel = choose_kernel(self.execution.attention, device, dtype, width)
         draws = [[block.draw(g.shape[0], device) for block in self.blocks] for g in groups]  # type: ignore[operator]
         shapes = tuple((g.shape[0], g.shape[1]) for g in groups)
         return [Block.plan(shapes, of_block, device, kernel) for of_block in zip(*draws, strict=True)]
@@ -236,7 +242,7 @@ class VisionTransformer(Backbone):
         self, block: nn.Module, groups: list[Tensor], plan: BlockPlan, picked: list[Tensor] | None = None
     ) -> list[Tensor]:
         if self.training and torch.is_grad_enabled():
-            return run_checkpointed(self.activation_checkpointing, block, groups, plan, picked)
+            return run_checkpointed(self.execution.activation_checkpointing, block, groups, plan, picked)
         return block(groups, plan, picked)
 
     def _embed_views(

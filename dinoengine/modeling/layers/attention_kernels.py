@@ -66,6 +66,7 @@ def varlen(qkv: Tensor, num_heads: int, layout: Layout) -> Tensor:
 
     q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in qkv.chunk(3, dim=-1))  # each [R, H, d]
     longest = max(tokens for _, tokens in layout.groups)
+    assert layout.boundaries is not None
     attended = varlen_attn(q, k, v, layout.boundaries, layout.boundaries, longest, longest)
     assert isinstance(attended, Tensor)
     return attended.flatten(1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -105,56 +104,71 @@ class Block(nn.Module):
             shapes = tuple((g.shape[0], g.shape[1]) for g in groups)
             draws = [self.draw(batch, groups[0].device) for batch, _ in shapes]
             plan = self.plan(shapes, draws, groups[0].device)
-        if picked is not None:
-            return self._forward_picked(groups, plan, picked)
-        for branch, kept in (
-            (self._attend, [d.attention for d in plan.draws]),
-            (self._feed_forward, [d.ffn for d in plan.draws]),
-        ):
-            rows = [take_kept(x, k).flatten(0, 1) for x, k in zip(groups, kept, strict=True)]
-            residuals = _in_calls(lambda r, call, branch=branch: branch(r, plan, call), rows, plan)  # type: ignore[misc]
-            groups = [
-                add_kept(x, r.unflatten(0, (-1, x.shape[1])), k)
-                for x, r, k in zip(groups, residuals, kept, strict=True)
-            ]
-        return list(groups)
-
-    def _forward_picked(self, groups: Sequence[Tensor], plan: BlockPlan, picked: Sequence[Tensor]) -> list[Tensor]:
-        stream = [x.flatten(0, 1).index_select(0, p) for x, p in zip(groups, picked, strict=True)]
-        located, attention_factors, ffn_factors = [], [], []
-        for x, p, draws in zip(groups, picked, plan.draws, strict=True):
-            places, factor = locate_rows(p, x.shape[1], x.shape[0], draws.attention)
-            located.append(places)
-            attention_factors.append(factor)
-            # All picked rows go through the feed-forward: how many of them a draw keeps, only the device knows.
-            ffn_factors.append(locate_rows(p, x.shape[1], x.shape[0], draws.ffn)[1])
-        rows = [take_kept(x, d.attention).flatten(0, 1) for x, d in zip(groups, plan.draws, strict=True)]
         if plan.kernel != "sdpa":
-            starts = [0, *accumulate(len(r) for r in rows)][: len(rows)]
-            located = [torch.cat([places + start for places, start in zip(located, starts, strict=True)])]
-        residuals = _in_calls(lambda r, call: self._attend(r, plan, call, located[call]), rows, plan, stream)
-        stream = [_add_rows(x, r, f) for x, r, f in zip(stream, residuals, attention_factors, strict=True)]
-        residuals = _in_calls(lambda r, call: self._feed_forward(r, plan, call), stream, plan)
-        return [_add_rows(x, r, f) for x, r, f in zip(stream, residuals, ffn_factors, strict=True)]
+            return self._pass(groups, plan.draws, plan.layouts[0], plan.kernel, picked)
+        outputs = []
+        for i, (x, of_group, layout) in enumerate(zip(groups, plan.draws, plan.layouts, strict=True)):
+            outputs += self._pass([x], [of_group], layout, plan.kernel, None if picked is None else [picked[i]])
+        return outputs
 
-    def _attend(self, rows: Tensor, plan: BlockPlan, call: int, wanted: Tensor | None = None) -> Tensor:
-        return self.ls1(self.attn(self.norm1(rows), plan.layouts[call], plan.kernel, wanted))
+    def _pass(
+        self,
+        groups: Sequence[Tensor],
+        draws: Sequence[Draws],
+        layout: Layout,
+        kernel: str,
+        picked: Sequence[Tensor] | None,
+    ) -> list[Tensor]:
+        """All groups as one sequence of rows."""
+        if picked is not None:
+            return self._pass_picked(groups, draws, layout, kernel, picked)
+        rows = _packed([take_kept(x, d.attention).flatten(0, 1) for x, d in zip(groups, draws, strict=True)])
+        residual = self._attend(rows, layout, kernel)
+        groups = _unpacked_sum(groups, residual, [d.attention for d in draws])
+        rows = _packed([take_kept(x, d.ffn).flatten(0, 1) for x, d in zip(groups, draws, strict=True)])
+        return _unpacked_sum(groups, self._feed_forward(rows), [d.ffn for d in draws])
 
-    def _feed_forward(self, rows: Tensor, plan: BlockPlan, call: int) -> Tensor:
+    def _pass_picked(
+        self,
+        groups: Sequence[Tensor],
+        draws: Sequence[Draws],
+        layout: Layout,
+        kernel: str,
+        picked: Sequence[Tensor],
+    ) -> list[Tensor]:
+        kept = [take_kept(x, d.attention).flatten(0, 1) for x, d in zip(groups, draws, strict=True)]
+        wanted, attention_factors, ffn_factors, start = [], [], [], 0
+        for x, p, d, rows in zip(groups, picked, draws, kept, strict=True):
+            places, factors = locate_rows(p, x.shape[1], x.shape[0], d.attention)
+            wanted.append(places + start)
+            attention_factors.append(factors)
+            # All picked rows go through the feed-forward: how many of them a draw keeps, only the device knows.
+            ffn_factors.append(locate_rows(p, x.shape[1], x.shape[0], d.ffn)[1])
+            start += len(rows)
+        stream = _packed([x.flatten(0, 1).index_select(0, p) for x, p in zip(groups, picked, strict=True)])
+        stream = _add_rows(stream, self._attend(_packed(kept), layout, kernel, _packed(wanted)), attention_factors)
+        stream = _add_rows(stream, self._feed_forward(stream), ffn_factors)
+        return list(stream.split([len(p) for p in picked]))
+
+    def _attend(self, rows: Tensor, layout: Layout, kernel: str, wanted: Tensor | None = None) -> Tensor:
+        return self.ls1(self.attn(self.norm1(rows), layout, kernel, wanted))
+
+    def _feed_forward(self, rows: Tensor) -> Tensor:
         return self.ls2(self.mlp(self.norm2(rows)))
 
 
-def _in_calls(
-    branch: Callable[[Tensor, int], Tensor],
-    rows: Sequence[Tensor],
-    plan: BlockPlan,
-    results: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    """``branch`` on the rows of each group, or on all of them packed; ``results`` says how many rows come out."""
-    if plan.kernel == "sdpa":
-        return [branch(r, call) for call, r in enumerate(rows)]
-    return list(branch(torch.cat(list(rows)), 0).split([len(r) for r in results or rows]))
+def _packed(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
 
 
-def _add_rows(x: Tensor, residual: Tensor, factor: Tensor | None) -> Tensor:
-    return x + (residual if factor is None else residual * factor)
+def _unpacked_sum(groups: Sequence[Tensor], rows: Tensor, kept: Sequence[KeptSamples | None]) -> list[Tensor]:
+    """Each group plus its part of the packed residuals."""
+    nums = [(x.shape[0] if k is None else len(k.indices)) * x.shape[1] for x, k in zip(groups, kept, strict=True)]
+    parts = [r.unflatten(0, (-1, x.shape[1])) for x, r in zip(groups, rows.split(nums), strict=True)]
+    return [add_kept(x, r, k) for x, r, k in zip(groups, parts, kept, strict=True)]
+
+
+def _add_rows(stream: Tensor, residual: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+    """``factors``: of each group's rows, or None for 1; None for all groups or for none."""
+    given = [f for f in factors if f is not None]
+    return stream + (residual * _packed(given) if given else residual)

@@ -34,7 +34,7 @@ dino_loss, ibot_loss, koleo_loss = dinov2.dino_loss, dinov2.ibot_loss, dinov2.ko
         ("dino_loss", _same_view, [GLOBAL]),
         ("dino_loss", lambda *a, **o: dino_loss(*a, **o) / len(a[0]), [GLOBAL, LOCAL]),
         ("ibot_loss", lambda s, t, w, crops, temp, **o: ibot_loss(s, t, w, crops // 2, temp, **o), [MASKED]),
-        ("mask_weights", lambda masks: torch.full((int(masks.sum()),), 3 / int(masks.sum())), [MASKED]),
+        ("mask_weights", lambda masks, masked: torch.full((int(masks.sum()),), 3 / int(masks.sum())), [MASKED]),
         ("koleo_loss", lambda cls, group, **o: koleo_loss(cls, group, **o) / 2, [SPREAD]),
     ],
     ids=["same view", "mean over views", "masked crops only", "mean over patches", "shown, not optimised"],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dinoengine.modeling.backbone import VIT_SIZES, Backbone, VisionTransformer, build_backbone
+from dinoengine.modeling.backbone import VIT_SIZES, Backbone, Execution, VisionTransformer, build_backbone
 from dinoengine.modeling.layers.attention_kernels import KERNELS
 from tests.modeling.layers.dense import dense
 
@@ -155,7 +155,7 @@ def test_picked_tokens_equal_those_of_whole_views(monkeypatch: pytest.MonkeyPatc
         return [*tokens, *torch.autograd.grad(loss, list(vit.parameters()))]  # type: ignore[arg-type]
 
     expected = run(functools.partial(Backbone.pick_tokens, vit))  # the plain way: whole views, one after the other
-    vit.attention = kernel
+    vit.execution = Execution(attention=kernel)
     for got, plain in zip(run(vit.pick_tokens), expected, strict=True):
         torch.testing.assert_close(got, plain)
 

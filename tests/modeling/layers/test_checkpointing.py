@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from dinoengine.modeling.backbone import VisionTransformer
+from dinoengine.modeling.backbone import Execution, VisionTransformer
 
 
 def _step(mode: str) -> tuple[list[Tensor], int]:
@@ -21,7 +21,7 @@ def _step(mode: str) -> tuple[list[Tensor], int]:
         num_heads=2,
         layer_scale_init=0.5,
         drop_path_rate=0.3,
-        activation_checkpointing=mode,
+        execution=Execution(activation_checkpointing=mode),
     ).train()
     images = torch.randn(8, 3, 32, 32)
     rows = torch.tensor([0, 5, 200])

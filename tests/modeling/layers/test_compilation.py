@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dinoengine.modeling.backbone import VisionTransformer
+from dinoengine.modeling.backbone import Execution, VisionTransformer
 from dinoengine.modeling.layers.compilation import compile_modules
 
 
@@ -22,7 +22,7 @@ def _vit(compile_blocks: bool) -> VisionTransformer:
         num_heads=2,
         layer_scale_init=0.5,
         drop_path_rate=0.4,
-        compile_blocks=compile_blocks,
+        execution=Execution(compile_blocks=compile_blocks),
     ).train()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.published_step import PublishedStep
 from dinoengine.config import CfgNode
 from dinoengine.engine import SSLTrainer
 from dinoengine.engine.simple_trainer import SimpleTrainer
@@ -12,6 +11,7 @@ from dinoengine.modeling.backbone import VIT_SIZES, build_backbone
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
 from dinoengine.solver import build_lr_scheduler, build_optimizer
 from dinoengine.structures import SSLBatch
+from step.published import PublishedStep
 
 
 class OurStep:
@@ -38,6 +38,14 @@ class OurStep:
         self.model.update_teacher(0.99)
         self.trainer.iter += 1
         return float(self.trainer.last_losses["total_loss"])
+
+
+class OurCompiledStep(OurStep):
+    """The same with MODEL.COMPILE."""
+
+    def __init__(self, cfg: CfgNode, batch: SSLBatch) -> None:
+        cfg.MODEL.COMPILE = True
+        super().__init__(cfg, batch)
 
 
 class Published:
@@ -122,6 +130,7 @@ class MatrixProduct:
 
 CONTENDERS = {
     "ours": OurStep,
+    "ours compiled": OurCompiledStep,
     "published": Published,
     "our backbone": OurBackbone,
     "timm backbone": TimmBackbone,
