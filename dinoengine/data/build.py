@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -198,11 +199,30 @@ def _worker_options(cfg: CfgNode) -> dict[str, Any]:
     num_workers = cfg.DATALOADER.NUM_WORKERS
     options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": cfg.MODEL.DEVICE == "cuda"}
     if num_workers:
+        _end_workers_at_exit()
         options |= {
             "prefetch_factor": cfg.DATALOADER.PREFETCH_FACTOR,
             "worker_init_fn": init_worker,
         }
     return options
+
+
+_ends_workers_of = 0  # the process that has been told to; a fork of it has not
+
+
+def _end_workers_at_exit() -> None:
+    """multiprocessing asks each worker once to end when this process does, and then waits for it, however long. Ours do not
+    listen to the first SIGTERM, so a training that ends in an error would hang."""
+    global _ends_workers_of
+    if _ends_workers_of != os.getpid():
+        _ends_workers_of = os.getpid()
+        multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
+
+
+def _end_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def init_worker(worker_id: int) -> None:

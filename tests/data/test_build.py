@@ -403,6 +403,26 @@ def test_a_batch_says_which_entry_each_image_is_from(labelled: bool) -> None:
     assert (alone.sources, alone.split(2)[1].sources) == (None, None)
 
 
+_FAILED_TRAINER = """
+from dinoengine.config import get_cfg
+from dinoengine.data import build_train_loader
+
+cfg = get_cfg()
+cfg.merge_from_list(["SEED", 1, "DATASETS.TRAIN", ("digits",), "DATALOADER.NUM_WORKERS", 1, "SOLVER.IMS_PER_BATCH", 2])
+batches = iter(build_train_loader(cfg))
+next(batches)
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_ends_though_its_workers_wait_for_more(tmp_path: Path) -> None:
+    script = tmp_path / "trainer.py"
+    script.write_text(_FAILED_TRAINER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, str(script)], env=environment, timeout=120).returncode == 3
+
+
 _KILLED_TRAINER = """
 import multiprocessing, os, signal, sys
 from dinoengine.data.build import init_worker
