@@ -5,12 +5,12 @@
     python benchmarks/train_step.py --setting tiny         # 192 wide, patch 4, 2 x 32 + 6 x 16, batch 64
     python benchmarks/train_step.py --only ours MODEL.VIT.DROP_PATH_RATE 0.0
 
-"ours", "ours compiled" (only where --only names it) and "published" do teacher, student, losses, backward, clip, AdamW
-and the teacher's update on one batch that the loader made once; "our backbone" and "timm backbone" only forward and
-backward of the backbone on the same crops, without stochastic depth. FLOPs are those of matrix products and attention
-that torch counts in one step of each; the rate they are compared with is that of a 2048 x 2048 float32 product in the
-same turns. Memory is the peak of the process, Python and torch included. Ratios are medians over the turns: on a
-shared machine only they count.
+"ours" and "published" do teacher, student, losses, backward, clip, AdamW and the teacher's update on one batch that the
+loader made once; "ours compiled", run only where --only names it, does so with MODEL.COMPILE. "our backbone" and "timm
+backbone" do forward and backward of the backbone on the same crops, without stochastic depth. FLOPs are those of matrix
+products and attention that torch counts in one step of each; the rate they are compared with is that of a 2048 x 2048
+float32 product in the same turns. Memory is the peak of the process, Python and torch included. Ratios are medians over the
+turns: on a shared machine only they count.
 """
 
 from __future__ import annotations
