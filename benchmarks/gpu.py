@@ -44,7 +44,7 @@ from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
 from dinoengine.data import Synthetic, build_train_loader
 from dinoengine.data.loader_timing import loader_rate
 from dinoengine.engine import SimpleTrainer, SSLTrainer
-from dinoengine.engine.simple_trainer import PRECISIONS
+from dinoengine.engine.precision import PRECISIONS
 from dinoengine.engine.workload import Workload, step_flops
 from dinoengine.evaluation import NeighbourSearch
 from dinoengine.solver import build_lr_scheduler, build_optimizer

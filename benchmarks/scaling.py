@@ -92,7 +92,7 @@ def folder_size(num_images: int) -> Costs:
 def _start_with_listing(root: str, folders: list[str], num_images: int) -> tuple[float, float]:
     names = sorted(f"{folders[i % len(folders)]}/{i}.JPEG" for i in range(num_images))
     listing = FolderScan(names, Counter(), [(name, 1_000_000_000) for name in (".", *folders)])
-    file_index.scan_folder = lambda _: listing
+    file_index.scan_folder = lambda *_: listing
     return _start(root)
 
 

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.config.defaults import cfg_from_text
 from dinoengine.data import build_train_loader
+from dinoengine.structures import SSLBatch
 from dinoengine.utils.env import collect_env_info
 from dinoengine.utils.writers import peak_memory_mib
 
@@ -74,7 +75,7 @@ def main() -> None:
     print(f"setting: {' '.join(str(o) for o in [*SETTINGS[args.setting], *args.opts])}; {args.threads} threads")
     with tempfile.TemporaryDirectory() as folder:
         batch_file = Path(folder) / "batch.pt"
-        torch.save(next(iter(build_train_loader(cfg))), batch_file)
+        torch.save(vars(next(iter(build_train_loader(cfg)))), batch_file)
         processes = {name: Process(name, cfg, batch_file, args.threads) for name in args.only}
         seconds: dict[str, list[float]] = {name: [] for name in processes}
         for _ in range(args.turns + 2):
@@ -139,7 +140,7 @@ class Process:
 def _serve(connection: Connection, name: str, cfg_text: str, batch_file: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     cfg = cfg_from_text(cfg_text)
-    contender = CONTENDERS[name](cfg, torch.load(batch_file, weights_only=False))
+    contender = CONTENDERS[name](cfg, SSLBatch(**torch.load(batch_file, weights_only=True)))
     connection.send("ready")
     while (question := connection.recv()) != "end":
         if question in ("step", "cpu step"):

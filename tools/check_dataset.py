@@ -161,6 +161,7 @@ def _speed(cfg: CfgNode, args: argparse.Namespace, inspected: Inspected, quarant
     ]
     cfg.DATASETS.TRAIN, cfg.DATASETS.QUARANTINE = (args.dataset,), (quarantine,)
     cfg.DATASETS.TRAIN_WEIGHTS = ()
+    cfg.DATALOADER.SAMPLER, cfg.DATALOADER.SAMPLE_WEIGHTS = "uniform", ""
     cfg.SEED, cfg.MODEL.DEVICE = max(0, cfg.SEED), "cpu"
     try:
         without_quarantined(inspected.dataset, (quarantine,))

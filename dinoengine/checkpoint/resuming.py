@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError, read_checkpoint
-from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, is_sharded_checkpoint, read_sharded
+from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, is_sharded_checkpoint, read_sharded, rename_checkpoint
 from dinoengine.utils import comm
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def set_aside(save_dir: str, damaged: list[str]) -> None:
     """Rename damaged files to ``damaged_*``, so that neither retention nor a later resume counts on them."""
     for name in damaged:
         aside = f"damaged_{name.removeprefix('model_')}"
-        os.replace(os.path.join(save_dir, name), os.path.join(save_dir, aside))
+        rename_checkpoint(os.path.join(save_dir, name), os.path.join(save_dir, aside))
 
 
 def shown(name: str) -> str:

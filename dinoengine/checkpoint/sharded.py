@@ -13,6 +13,7 @@ again stays what it was until the new manifest names the new shares. Nothing in 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -177,11 +178,19 @@ def remove_unfinished(save_dir: str) -> list[str]:
         if not name.endswith(SUFFIX) or not os.path.isdir(path):
             continue
         if is_sharded_checkpoint(path):
-            removed += [f"{name}/{other}" for other in _remove_others(path, _manifest(path)["shards"])]
+            with contextlib.suppress(UnreadableCheckpointError):  # a damaged one is for who reads it to speak of
+                removed += [f"{name}/{other}" for other in _remove_others(path, _manifest(path)["shards"])]
         else:
             shutil.rmtree(path)
             removed.append(name)
     return removed
+
+
+def rename_checkpoint(path: str, new_path: str) -> None:
+    """Give a file, or a folder of shards, another name, in the place of what has that name."""
+    if os.path.isdir(new_path) and os.path.isdir(path):
+        remove_checkpoint(new_path) if is_sharded_checkpoint(new_path) else shutil.rmtree(new_path)
+    os.replace(path, new_path)
 
 
 def _remove_others(path: str, shards: str) -> list[str]:

@@ -70,7 +70,8 @@ _C.MODEL.BACKBONE.NAME = "VisionTransformer"
 
 # Attention of VisionTransformer. "sdpa": torch's own, one crop size after the other; "varlen" (torch, 16 bit) and
 # "xformers": global and local crops of the student in one pass, CUDA only. "auto": on CUDA the first of varlen and xformers
-# that works for the precision and the width of the heads, which is tried once; else sdpa. Changes results to rounding.
+# that works for the precision and the width of the heads, which is tried once; else sdpa. The teacher and evaluations have
+# crops of one size and use sdpa. Changes results to rounding.
 _C.MODEL.ATTENTION = "auto"
 # What VisionTransformer computes again in the backward pass: "none", "selective" (norms, GELU and sums, but no matrix
 # product and no attention) or "full" (whole blocks). Less memory, more time; does not change results.

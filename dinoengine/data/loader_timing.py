@@ -11,8 +11,10 @@ import torch
 
 from dinoengine.config import CfgNode
 from dinoengine.data.build import build_train_loader
+from dinoengine.data.channels import Channels
 from dinoengine.data.decode import is_machine_fault, read_image_bytes
 from dinoengine.data.random_streams import CROPS, position_rng
+from dinoengine.data.reduced_decode import whole_size
 
 READ, DECODE, AUGMENT, COLLATE, TRANSFER = "read", "decode", "augment", "collate", "transfer"
 _FAST = "augment fast"
@@ -115,19 +117,22 @@ class _Timed(NamedTuple):
 def _time_images(stream: Any, fast: Any, num_images: int) -> _Timed:
     """Image after image, as a worker does it: all of them at once would need their memory at once."""
     dataset, watch = stream.dataset, _Watch()
+    has_arrays = isinstance(stream.augmentation.image_format, Channels)  # read by the dataset, as one stage
     good: list[int] = []
     num_bytes, sides = 0, 0.0
     for position in range(num_images):
         index = stream.index_at(position)
         path = dataset.path(index)
         try:
-            if path is not None and os.path.isfile(path):
+            if path is not None and os.path.isfile(path) and not has_arrays:
                 _drop_from_cache(path)
                 data = watch.time(READ, _read, path)
                 num_bytes += len(data)
-                image = watch.time(DECODE, read_image_bytes, data, path)
+                with stream.reading(position):
+                    image = watch.time(DECODE, read_image_bytes, data, path)
             else:
-                image = watch.time(DECODE, dataset.load, index)
+                with stream.reading(position):
+                    image = watch.time(DECODE, dataset.load, index)
         except Exception as error:  # the training replaces it; here it is counted
             if is_machine_fault(error):
                 raise
@@ -138,7 +143,7 @@ def _time_images(stream: Any, fast: Any, num_images: int) -> _Timed:
         if fast is not None:
             watch.time(_FAST, fast, image, position_rng(stream.seed, position, CROPS))
         good.append(position)
-        sides += min(image.size)
+        sides += min(whole_size(image)[0])
     if not good:
         raise ValueError(
             f"None of the first {num_images} images can be loaded, the first is {dataset.describe(stream.index_at(0))}."

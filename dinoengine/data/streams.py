@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -69,13 +70,12 @@ class TrainingStream(Dataset[CropSample]):
     def _load(self, position: int) -> tuple[int, Any, tuple[BadImage, ...]]:
         """(index, image, the images that were passed over)."""
         bad: dict[int, BadImage] = {}
-        reduction = getattr(self.augmentation, "reduction", None)  # an augmentation of a user's own may have none
         for attempt in range(self.num_replacements + 1):
             index = self.index_at(position, attempt)
             if index in bad:  # in a small set attempts meet the same image
                 continue
             try:
-                with asking(reduction and (lambda size: reduction(size, position_rng(self.seed, position, CROPS)))):
+                with self.reading(position):
                     return index, self.dataset.load(index), tuple(bad.values())
             except Exception as error:
                 if is_machine_fault(error) or not self.num_replacements:
@@ -86,6 +86,11 @@ class TrainingStream(Dataset[CropSample]):
             f"Position {position} of the stream has no image that can be used: its own and {self.num_replacements} tries "
             f"to replace it met {len(bad)} bad image(s) and no good one. Check DATASETS.TRAIN; the first of them:\n{listed}"
         )
+
+    def reading(self, position: int) -> AbstractContextManager[None]:
+        """While it runs, JPEGs are decoded as small as the crops of a position allow (INPUT.REDUCED_DECODE)."""
+        reduction = getattr(self.augmentation, "reduction", None)  # an augmentation of a user's own may have none
+        return asking(reduction and (lambda size: reduction(size, position_rng(self.seed, position, CROPS))))
 
     def _failed(self, doing: str, index: int, position: int, error: Exception) -> str:
         return f"{doing} {self.dataset.describe(index)} (position {position} of the stream) failed: {error}"

@@ -15,6 +15,8 @@ from dinoengine.utils import comm
 
 logger = logging.getLogger(__name__)
 
+# Type of the products of a step; None: no autocast.
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Rows and width of a product that takes longer than its start: a CPU without bf16 instructions needs a second for it.
 _SIZES = {"cpu": (512, 512), "cuda": (8192, 1024)}
 _TURNS = 3
@@ -36,8 +38,9 @@ def resolve_precision(
     """
     if not cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.AMP.PRECISION != "auto":
         return cfg
-    saved = [config.get("SOLVER", {}).get("AMP", {}).get("PRECISION") for config in comm.on_main_process(earlier)]
-    chosen = next((value for value in saved if value in ("bf16", "fp32", "fp16")), None)
+    saved = [config.get("SOLVER", {}).get("AMP", {}) for config in comm.on_main_process(earlier)]
+    used = (amp.get("PRECISION") for amp in saved if amp.get("ENABLED"))
+    chosen = next((value for value in used if value in ("bf16", "fp32", "fp16")), None)
     if chosen is not None:
         logger.info("SOLVER.AMP.PRECISION auto: %s, as the run was started with.", chosen)
     else:

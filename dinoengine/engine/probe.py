@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dinoengine.config import CfgNode
 from dinoengine.data import build_train_loader
-from dinoengine.engine.simple_trainer import PRECISIONS, SimpleTrainer
+from dinoengine.engine.precision import PRECISIONS
+from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.ssl_trainer import SSLTrainer
 from dinoengine.engine.workload import Workload, activation_bytes, require_known_parts, step_flops
 from dinoengine.modeling.meta_arch.dinov2 import DINOv2

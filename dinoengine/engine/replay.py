@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dinoengine.checkpoint import periodic_checkpoints
 from dinoengine.checkpoint.resuming import endings_of
+from dinoengine.checkpoint.sharded import is_checkpoint
 from dinoengine.config import CfgNode, read_cfg, validate
 from dinoengine.engine import hooks
 from dinoengine.engine.classifier_trainer import trainer_class_of
@@ -88,7 +89,7 @@ def state_before(run_dir: str, iteration: int) -> str:
         Its path; empty: the run starts from its beginning.
     """
     for exact in endings_of(os.path.join(run_dir, FOLDER, state_name(iteration))):
-        if os.path.exists(exact):
+        if is_checkpoint(exact):
             return exact
     earlier = [path for number, path in periodic_checkpoints(run_dir).items() if number < iteration]
     return earlier[-1] if earlier else ""

@@ -115,6 +115,7 @@ def checkpoint_to_fork(source: str) -> str:
         FileNotFoundError: if there is no such file or folder.
         CheckpointError: if the folder has no checkpoint.
     """
+    source = source.rstrip(os.sep) or source  # a completed path of a folder of shards ends in one
     if os.path.isdir(source) and not is_sharded_checkpoint(source):
         path = Checkpointer(nn.Identity(), source).get_checkpoint_file()
         if not path:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dinoengine.config import CfgNode
+from dinoengine.engine.precision import PRECISIONS
 from dinoengine.modeling.heads.dino_head import DINOHead
 from dinoengine.modeling.layers.block import Block
 from dinoengine.utils import comm
@@ -66,7 +67,7 @@ def build_sharded(cfg: CfgNode, build: Callable[[CfgNode], nn.Module]) -> nn.Mod
     with torch.device("meta"):
         model = build(cfg)
     device = training_device(cfg)
-    shard(model, device, torch.bfloat16 if cfg.SOLVER.AMP.ENABLED else None)
+    shard(model, device, PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None)
     model.to_empty(device=device)
     state: dict[str, Any] = {}
     if comm.is_main_process():

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dinoengine.engine.device_batches import DeviceBatches
 from dinoengine.engine.optimizer_state import load_optimizer_state, optimizer_state
 from dinoengine.engine.parallel import unwrap_model
+from dinoengine.engine.precision import PRECISIONS
 from dinoengine.engine.source_losses import SourceLosses
 from dinoengine.engine.train_loop import TrainerBase, require_parts
 from dinoengine.solver.clipping import clip_grad_norms_
@@ -34,8 +35,6 @@ from dinoengine.utils import comm
 from dinoengine.utils.env import seed_step_rng
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class SimpleTrainer(TrainerBase):

@@ -73,8 +73,10 @@ def step_flops(model: DINOv2, work: Workload) -> float:
         for group in crops:
             kept = [_kept_share(block, group.num) if is_student else 1.0 for block in _blocks(backbone)]
             embedding, blocks = _backbone_flops(backbone, group.patches, kept)
+            picked = group.num + (work.masked if group is views else 0)
+            blocks = group.num * blocks + picked * 2 * _weights_behind_attention(backbone.blocks[-1])
             # Pixels need no gradient: the backward pass of the patch embedding is one product, not two.
-            total += group.num * ((1 + is_student) * embedding + (1 + 2 * is_student) * blocks)
+            total += group.num * (1 + is_student) * embedding + (1 + 2 * is_student) * blocks
         for head, rows in _head_rows(model, side, sum(group.num for group in crops), work.masked):
             total += (1 + 2 * is_student) * rows * 2 * _weights_of_head(head)
     return total / work.images
@@ -93,11 +95,20 @@ def activation_bytes(model: DINOv2, work: Workload) -> dict[str, float]:
     for crops in (work.global_crops, work.local_crops):
         tokens = crops.num * _num_tokens(backbone, crops.patches)
         per_backbone += crops.num * crops.values * 4  # normalised pixels, for the patch embedding
-        for block in _blocks(backbone):
-            per_backbone += tokens * _kept_share(block, crops.num) * _bytes_per_token(block, width, size)
-        per_backbone += tokens * width * 4  # input of the final norm
-    # KoLeo and the metrics look at CLS tokens, which are a view of all tokens of the global crops.
-    per_backbone += work.global_crops.num * _num_tokens(backbone, work.global_crops.patches) * width * 4
+        *others, last = _blocks(backbone)
+        for block in others:
+            kept = tokens * _kept_share(block, crops.num)
+            per_backbone += kept * (
+                _bytes_of_attention(block, width, size) + _bytes_behind_attention(block, width, size)
+            )
+            # With stochastic depth torch also keeps what index_add adds, of which it needs the shape alone.
+            per_backbone += kept * 2 * 4 * width if block.drop_path_rate else 0
+        picked = crops.num + (work.masked if crops is work.global_crops else 0)
+        per_backbone += tokens * _kept_share(last, crops.num) * _bytes_of_attention(last, width, size)
+        per_backbone += picked * (_bytes_behind_attention(last, width, size) + size * width)
+        per_backbone += picked * width * 4  # input of the final norm
+    # KoLeo and the metrics look at CLS tokens, which are a view of the picked tokens of the global crops.
+    per_backbone += (work.global_crops.num + work.masked) * width * 4
 
     heads, losses = 0.0, 0.0
     for head, rows in _head_rows(model, model.student, work.global_crops.num + work.local_crops.num, work.masked):
@@ -177,25 +188,39 @@ def _weights_of_head(head: DINOHead) -> int:
 
 
 def _backbone_flops(backbone: VisionTransformer, patches: int, kept: list[float]) -> tuple[float, float]:
-    """Forward operations of one crop: of the patch embedding, of the blocks with their attention."""
+    """Forward operations of one crop: of the patch embedding, of the blocks with their attention; of the last block only
+    what comes before the tokens that are needed are picked (``VisionTransformer.pick_tokens``)."""
     tokens, width = _num_tokens(backbone, patches), backbone.embed_dim
     blocks = sum(
         share * (2 * tokens * _weights_of_block(block) + 4 * tokens**2 * width)
         for block, share in zip(_blocks(backbone), kept, strict=True)
     )
-    return 2 * patches * _patch_weights(backbone), blocks
+    return 2 * patches * _patch_weights(backbone), blocks - kept[-1] * 2 * tokens * _weights_behind_attention(
+        backbone.blocks[-1]
+    )
 
 
-def _bytes_per_token(block: Block, width: int, size: int) -> float:
-    """Kept by the two residual branches of a block for each token that goes through them."""
+def _weights_behind_attention(block: nn.Module) -> int:
+    assert isinstance(block, Block)
+    return _weights_of_block(block) - block.attn.qkv.weight.numel()
+
+
+def _bytes_of_norm(width: int, size: int) -> int:
+    """Input of the fp32 residual stream, mean and deviation; the output, which a product needs."""
+    return 4 * width + 8 + size * width
+
+
+def _bytes_of_attention(block: Block, width: int, size: int) -> int:
+    """Kept for each token that goes through: norm; q, k, v, the result; the logarithm of each softmax's sum."""
+    return _bytes_of_norm(width, size) + size * 4 * width + 4 * block.attn.num_heads
+
+
+def _bytes_behind_attention(block: Block, width: int, size: int) -> int:
+    """Kept for each token behind the attention of a block: LayerScale, norm, feed-forward."""
     num_scaled = sum(isinstance(scale, LayerScale) for scale in (block.ls1, block.ls2))
     hidden = block.mlp.w3.in_features if isinstance(block.mlp, SwiGLU) else block.mlp.fc2.in_features
     ffn = (4 if isinstance(block.mlp, SwiGLU) else 2) * hidden  # gate, value, SiLU, product; or before and after GELU
-    attention = 4 * width + 4 * block.attn.num_heads / size  # q, k, v, the result; the logarithm of each softmax's sum
-    norms = 2 * (4 * width + 8)  # their inputs are of the fp32 residual stream; mean and deviation
-    # With stochastic depth torch also keeps what index_add adds, of which it needs the shape alone.
-    added = 2 * 4 * width if block.drop_path_rate else 0
-    return norms + size * (2 * width + attention + ffn + num_scaled * width) + added
+    return _bytes_of_norm(width, size) + size * (ffn + num_scaled * width)
 
 
 def _head_rows(model: DINOv2, side: nn.ModuleDict, num_crops: int, masked: float) -> list[tuple[DINOHead, float]]:

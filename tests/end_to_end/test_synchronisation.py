@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinoengine.config import CfgNode
 from dinoengine.engine import HookBase, SSLTrainer
+from dinoengine.engine.device_batches import DeviceBatches
 
 _WAITING_OPERATORS = {
     *("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero"),
@@ -79,8 +80,9 @@ def _trainer(cfg: CfgNode, *overrides: Any) -> SSLTrainer:
     cfg.DATASETS.TEST = ()
     trainer = SSLTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    batch = trainer._next_batch()  # loading and the copy to the device belong to the host
-    trainer._next_batch = lambda: batch  # type: ignore[method-assign]
+    trainer._batches = DeviceBatches(trainer.data_loader, trainer.device)
+    fetched = trainer._batches.fetch(0)  # loading and the copy to the device belong to the host
+    trainer._batches.fetch = lambda iteration: fetched  # type: ignore[method-assign]
     return trainer
 
 

@@ -38,7 +38,7 @@ def test_the_faster_one_is_chosen_and_logged(
 
 @pytest.mark.parametrize("saved", ["bf16", "fp32", "fp16"])
 def test_a_resumed_run_keeps_what_it_had(tiny_cfg: CfgNode, saved: str) -> None:
-    earlier: list[dict[str, Any]] = [{"SEED": 1}, {"SOLVER": {"AMP": {"PRECISION": saved}}}]
+    earlier: list[dict[str, Any]] = [{"SEED": 1}, {"SOLVER": {"AMP": {"ENABLED": True, "PRECISION": saved}}}]
     assert saved == resolve_precision(_auto(tiny_cfg), lambda: earlier, _never).SOLVER.AMP.PRECISION
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode
 from dinoengine.engine import SSLTrainer
+from dinoengine.engine.device_batches import DeviceBatches
 from dinoengine.engine.source_losses import SourceLosses
 from dinoengine.engine.train_loop import TrainerBase
 from dinoengine.structures import SSLBatch
@@ -60,16 +61,23 @@ def test_sums_and_numbers_are_of_all_processes(monkeypatch: pytest.MonkeyPatch) 
 class _Recorder(SSLTrainer):
     """Keeps what each step had: sources, and the losses of the images."""
 
+    has_sources = True
+
     def __init__(self, cfg: CfgNode) -> None:
         self.seen: list[SSLBatch] = []
         super().__init__(cfg)
+        self._batches = DeviceBatches(self.data_loader, self.device)
+        fetch = self._batches.fetch
+
+        def recorded(iteration: int) -> tuple[SSLBatch, float]:
+            batch, seconds = fetch(iteration)
+            self.seen.append(batch if self.has_sources else dataclasses.replace(batch, sources=None))
+            return self.seen[-1], seconds
+
+        self._batches.fetch = recorded  # type: ignore[method-assign]
 
     def build_hooks(self) -> list[Any]:
         return []
-
-    def _next_batch(self) -> SSLBatch:
-        self.seen.append(super()._next_batch())
-        return self.seen[-1]
 
 
 def _train(cfg: CfgNode, *overrides: Any) -> _Recorder:
@@ -108,8 +116,7 @@ def test_the_log_changes_no_weight(tiny_cfg: CfgNode, monkeypatch: pytest.Monkey
 
     mixture = ("DATASETS.TRAIN", repr((FIRST, SECOND)))
     with_log = state(_train(tiny_cfg, *mixture))
-    fetch = _Recorder._next_batch
-    monkeypatch.setattr(_Recorder, "_next_batch", lambda self: dataclasses.replace(fetch(self), sources=None))
+    monkeypatch.setattr(_Recorder, "has_sources", False)
     trainer = _train(tiny_cfg, *mixture)
     assert not [name for name in trainer.storage.names("metric") if "source" in name]
     assert all(torch.equal(value, with_log[name]) for name, value in state(trainer).items())

@@ -101,7 +101,8 @@ def test_a_block_by_hand() -> None:
     )
     model = require_known_parts(build_model(cfg))
     tokens, width = 65, 96
-    block = 2 * tokens * width * width * 12 + 2 * 2 * tokens * tokens * width
+    # Queries, keys and values of all tokens; the rest of the block, which is the last one, of the CLS token alone.
+    block = 2 * tokens * width * width * 3 + 2 * 2 * tokens * tokens * width + 2 * width * width * 9
     embedding = 2 * 64 * 48 * width
     head = 2 * (96 * 128 + 128 * 128 + 128 * 64 + 64 * 512)
     expected = 2 * ((1 + 3) * block + (1 + 2) * embedding + (1 + 3) * head)

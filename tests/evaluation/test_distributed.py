@@ -299,7 +299,7 @@ def test_broken_features_of_one_process_stop_all(two_ranks: list[dict[str, Any]]
         ("store", "ValueError: The features cannot be written to"),
         ("load", "ValueError: "),
         ("save", "NotADirectoryError: "),
-        ("rollback", "UnreadableCheckpointError: "),
+        ("rollback", "CollapseError: "),
     ],
 )
 def test_what_the_first_process_alone_cannot_do_ends_all(

@@ -9,6 +9,7 @@ from typing import Any
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError, periodic_checkpoints, read_checkpoint
 from dinoengine.checkpoint.resuming import BEST, FINAL, checkpoint_name, endings_of
+from dinoengine.checkpoint.sharded import rename_checkpoint
 from dinoengine.engine.hooks.collapse_symptoms import (
     ADVICE,
     STEP_KINDS,
@@ -165,7 +166,7 @@ class CollapseGuard(HookBase):
         self.checkpointer.tag_last_checkpoint(os.path.basename(last_path))
         abandoned = [path for iteration, path in checkpoints if iteration > last]
         for path in (*abandoned, *self._best_after(last, folder)):
-            os.replace(path, os.path.join(folder, os.path.basename(path).replace("model_", "collapsed_", 1)))
+            rename_checkpoint(path, os.path.join(folder, os.path.basename(path).replace("model_", "collapsed_", 1)))
         return (
             f"last_checkpoint is now {os.path.basename(last_path)}, the last one before it; those after it (and "
             "model_best, if it is one) are called collapsed_*. With the same settings the run would collapse again from "

@@ -233,7 +233,8 @@ class VisionTransformer(Backbone):
         device, width = groups[0].device, self.embed_dim // self.num_heads
         is_autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if is_autocast else self.cls_token.dtype
-        kernel = choose_kernel(self.execution.attention, device, dtype, width)
+        # A teacher or an evaluation has crops of one size, which need no packing, and may have another dtype.
+        kernel = choose_kernel(self.execution.attention, device, dtype, width) if self.training else "sdpa"
         draws = [[block.draw(g.shape[0], device) for block in self.blocks] for g in groups]  # type: ignore[operator]
         shapes = tuple((g.shape[0], g.shape[1]) for g in groups)
         return [Block.plan(shapes, of_block, device, kernel) for of_block in zip(*draws, strict=True)]

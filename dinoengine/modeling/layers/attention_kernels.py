@@ -35,24 +35,29 @@ class Layout(NamedTuple):
     bias: Any = None
 
 
-@functools.lru_cache(maxsize=256)  # a few shapes per model; what is kept is a vector of integers
 def make_layout(kernel: str, groups: Groups, device: torch.device) -> Layout:
-    """The layout of these groups; made once, because it goes from host to device."""
+    """The layout of these groups."""
+    # Of "sdpa" nothing is to be made; and in an exported model sizes are symbols, which are no keys of a cache.
+    return Layout(groups) if kernel == "sdpa" else _made_layout(kernel, groups, device)
+
+
+@functools.lru_cache(maxsize=256)  # a few shapes per model; what is kept is a vector of integers
+def _made_layout(kernel: str, groups: Groups, device: torch.device) -> Layout:
+    """Made once, because it goes from host to device."""
     lengths = [tokens for batch, tokens in groups for _ in range(batch)]
     if kernel == "varlen":
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return Layout(groups, boundaries=ends.to(device))
-    if kernel == "xformers":
-        from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-        return Layout(groups, bias=BlockDiagonalMask.from_seqlens(lengths, device=device))
-    return Layout(groups)
+    return Layout(groups, bias=BlockDiagonalMask.from_seqlens(lengths, device=device))
 
 
 def sdpa(qkv: Tensor, num_heads: int, layout: Layout) -> Tensor:
     """[R, 3 * H * d] -> [R, H * d]."""
+    parts = [qkv] if len(layout.groups) == 1 else qkv.split([b * t for b, t in layout.groups])
     attended = []
-    for rows, group in zip(qkv.split([b * t for b, t in layout.groups]), layout.groups, strict=True):
+    for rows, group in zip(parts, layout.groups, strict=True):
         # chunk, not unbind of a dimension of 3: its backward makes one copy of the gradient instead of two.
         heads = (x.unflatten(-1, (num_heads, -1)).unflatten(0, group).transpose(1, 2) for x in rows.chunk(3, dim=-1))
         q, k, v = heads  # each [b, H, T, d]

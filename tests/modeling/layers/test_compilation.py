@@ -42,7 +42,7 @@ def _agree() -> None:
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     for _ in range(2):
         for got, expected in zip(_step(compiled), _step(plain), strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=2e-4)
 
 
 def test_a_compiled_block_is_one_graph_that_all_blocks_share(monkeypatch: pytest.MonkeyPatch) -> None:
