@@ -52,7 +52,10 @@ def _step(mode: str) -> tuple[list[Tensor], int]:
     with _Results() as results:
         (tokens,) = vit.pick_tokens([images], [None], [rows])
     kept = results.living_bytes()
-    (tokens.cls_token.sum() + tokens.patches.square().sum()).backward()
+    # Weights that differ: a plain sum of normed tokens has no gradient but rounding.
+    (tokens.cls_token * torch.linspace(-1, 1, 32)).sum().add(
+        (tokens.patches * torch.linspace(1, 2, 32)).sum()
+    ).backward()
     gradients = [p.grad for name, p in vit.named_parameters() if name != "mask_token"]
     return gradients, kept  # type: ignore[return-value]
 
