@@ -10,6 +10,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dinoengine.config import CfgNode, read_cfg
+from dinoengine.config.pixels import ANY_CHANNELS
 from dinoengine.data import ImageDataset, build_dataset
 from dinoengine.data.check_report import Page, pixel_statistics, render_page
 from dinoengine.data.dataset_check import Inspected, cores, find_duplicates, find_leaks, inspect_dataset
@@ -24,6 +25,7 @@ from dinoengine.data.dataset_findings import (
     save_quarantine,
 )
 from dinoengine.data.decode import MAX_IMAGE_PIXELS
+from dinoengine.data.folder_scan import ARRAY_EXTENSIONS
 from dinoengine.data.loader_advice import Situation, advise, expected_rate
 from dinoengine.data.loader_timing import time_stages
 from dinoengine.data.quarantine import without_quarantined
@@ -124,6 +126,7 @@ def check(args: argparse.Namespace) -> None:
     cfg = read_cfg(args.config_file)
     dataset = build_dataset(args.dataset)
     other_set = build_dataset(args.against) if args.against else None  # a wrong string is found before the work
+    _require_pictures(cfg, dataset)
     inspected = _inspect(dataset, args.dataset, args)
     other = None if other_set is None else _inspect(other_set, args.against, args)
     duplicates = find_duplicates(inspected, args.distance)
@@ -143,6 +146,15 @@ def check(args: argparse.Namespace) -> None:
     if unlisted:
         print(f"\n{len(unlisted)} name(s) cannot be in a list, because of line breaks or a leading #: {unlisted[0]!r}")
     print(f"\nWritten: {page_file}, {manifest}, {quarantine}")
+
+
+def _require_pictures(cfg: CfgNode, dataset: ImageDataset) -> None:
+    first = dataset.describe(0)
+    if cfg.INPUT.FORMAT == ANY_CHANNELS or first.lower().endswith(tuple(ARRAY_EXTENSIONS)):
+        raise ValueError(
+            f"check_dataset looks at pictures of 8 bits, not at arrays (INPUT.FORMAT {ANY_CHANNELS}; the first image is "
+            f"{first}): it would call good ones bad. tools/visualize_data.py shows them."
+        )
 
 
 def _inspect(dataset: ImageDataset, name: str, args: argparse.Namespace) -> Inspected:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dinoengine.config import CfgNode
 from dinoengine.data import build_train_loader
-from dinoengine.engine.precision import PRECISIONS
+from dinoengine.engine.precision import PRECISIONS, resolve_precision
 from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.ssl_trainer import SSLTrainer
 from dinoengine.engine.workload import Workload, activation_bytes, require_known_parts, step_flops
@@ -65,9 +65,12 @@ def run_probe(cfg: CfgNode, num_processes: int, num_steps: int) -> Probe:
     size = max(*cfg.INPUT.GLOBAL_CROPS.SIZE_PX, *cfg.INPUT.LOCAL_CROPS.SIZE_PX)
     cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", share, "DATALOADER.NUM_WORKERS", 0, "SEED", max(0, cfg.SEED)])
     cfg.merge_from_list(["DATASETS.TRAIN", f"('synthetic:num_images={max(share, 2)}:size={size}',)"])
-    cfg.merge_from_list(["DATASETS.TRAIN_WEIGHTS", "()"])
+    # What is about the images of the run says nothing of those made up.
+    cfg.merge_from_list(["DATASETS.TRAIN_WEIGHTS", "()", "DATASETS.QUARANTINE", "()"])
+    cfg.merge_from_list(["DATALOADER.SAMPLER", "uniform", "DATALOADER.SAMPLE_WEIGHTS", ""])
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg = resolve_precision(cfg, list)
     model = require_known_parts(SSLTrainer.build_model(cfg))
     trainer = SimpleTrainer(
         model,

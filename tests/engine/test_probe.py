@@ -16,6 +16,14 @@ def test_a_probe_runs_the_share_of_one_process(tiny_cfg: CfgNode) -> None:
     assert 0.9 < flops.estimated / flops.measured < 1.1
 
 
+def test_a_probe_takes_nothing_from_the_images_of_the_run(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.merge_from_list(["DATASETS.QUARANTINE", ("/no/such/list.txt",), "DATALOADER.SAMPLER", "weighted"])
+    tiny_cfg.merge_from_list(["DATALOADER.SAMPLE_WEIGHTS", "/no/such/file.npy", "SOLVER.AMP.ENABLED", True])
+    tiny_cfg.merge_from_list(["SOLVER.AMP.PRECISION", "auto"])
+    tiny_cfg.freeze()
+    assert run_probe(tiny_cfg, 1, 1).images_per_second > 0
+
+
 def test_a_comparison_says_by_how_much_it_is_off() -> None:
     text = str(Comparison("kept", "MiB", 110.0, 100.0))
     assert text == "kept: estimated 110.00 MiB, measured 100.00 (+10.0%)"

@@ -6,6 +6,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dinoengine.config import read_cfg
@@ -73,6 +74,15 @@ def test_wrong_words_end_with_one_line(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert re.search(message, last)
+
+
+def test_arrays_are_refused_not_condemned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training reads them; a list that calls them bad would leave out all of them."""
+    np.save(tmp_path / "1.npy", np.zeros((8, 8, 5), dtype=np.uint16))
+    with pytest.raises(SystemExit):
+        check_dataset.main([f"folder:{tmp_path}:arrays=true", "--output", str(tmp_path / "out"), "--workers", "0"])
+    assert "looks at pictures of 8 bits, not at arrays" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_dataset_that_is_all_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
