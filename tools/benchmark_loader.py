@@ -8,6 +8,7 @@ import argparse
 from tabulate import tabulate
 
 from dinoengine.config import read_cfg, validate
+from dinoengine.config.arguments import config_parser
 from dinoengine.data.dataset_check import cores
 from dinoengine.data.loader_advice import Situation, advise, expected_rate, rows_of
 from dinoengine.data.loader_timing import loader_rate, time_stages
@@ -36,13 +37,7 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE. Examples:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
+    parser = config_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument(
         "--images-per-second", type=float, default=0.0, metavar="RATE", help="what the device of one process takes"
     )
@@ -57,7 +52,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--batches", type=int, default=16, metavar="N", help="batches to time the whole loader on (default: 16)"
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     return parser.parse_intermixed_args(argv)
 
 

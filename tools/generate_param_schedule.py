@@ -11,6 +11,7 @@ from tabulate import tabulate
 from torch import nn
 
 from dinoengine.config import CfgNode, read_cfg, validate
+from dinoengine.config.arguments import config_parser
 from dinoengine.engine import exit_on_user_error
 from dinoengine.modeling import build_model
 from dinoengine.solver import scaled_lr
@@ -44,18 +45,11 @@ _PLOT_POINTS = 1000
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
+    parser = config_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument(
         "--at", nargs="+", default=[], metavar="ITER", help="iterations to print, from 0 (default: the turning points)"
     )
     parser.add_argument("--plot", default="", metavar="FILE.png", help="also draw the schedules (needs matplotlib)")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_intermixed_args(argv)
     # --at takes every word that follows it; overrides begin with the first that is no number.
     num = next((i for i, word in enumerate(args.at) if not word.isdecimal()), len(args.at))

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 from dinoengine.config import read_cfg
+from dinoengine.config.arguments import config_parser
 from dinoengine.engine import exit_on_user_error
 from dinoengine.engine.plan import make_plan, render
 from dinoengine.utils.console import run_tool
@@ -32,13 +31,7 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE. Examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
+    parser = config_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs of the run (default: 1)")
     parser.add_argument(
         "--dataset-size", type=int, default=0, metavar="N", help="images, where the data is not at hand"
@@ -48,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--gpu-memory", type=float, default=0.0, metavar="GIB", help="of one GPU: warn if it is too little"
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_intermixed_args(argv)
     with exit_on_user_error():
         cfg = read_cfg(args.config_file, args.opts)

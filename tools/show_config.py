@@ -8,6 +8,7 @@ import argparse
 from tabulate import tabulate
 
 from dinoengine.config import CfgNode, get_cfg, key_origins, read_cfg, validate
+from dinoengine.config.arguments import config_parser
 from dinoengine.config.resume_rules import config_changes
 from dinoengine.config.show import annotated_yaml
 from dinoengine.data import build_test_loader, build_train_loader, describe_batch
@@ -37,19 +38,12 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE. Examples:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
+    parser = config_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("--changed", action="store_true", help="only the keys that differ from the defaults")
     parser.add_argument("--inputs", action="store_true", help="the input tensors, from a real batch of each loader")
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="with --inputs: processes that share a batch (default: 1)"
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     return parser.parse_intermixed_args(argv)
 
 

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from dinoengine.checkpoint.resuming import FINAL
 from dinoengine.config import read_cfg
+from dinoengine.config.arguments import config_parser
 from dinoengine.engine import exit_on_user_error
 from dinoengine.engine.verify import compare_checkpoints, recorded_samples
 from dinoengine.utils.console import run_tool
@@ -42,19 +43,12 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE. Examples:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
+    parser = config_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("--iterations", type=int, default=10, metavar="N", help="before the checkpoint (default: 10)")
     parser.add_argument("--num-gpus", type=int, metavar="W", help="processes, as in train_net.py (default: one)")
     parser.add_argument("--resume-num-gpus", type=int, metavar="W", help="those of the resumed run (default: the same)")
     parser.add_argument("--resume-workers", type=int, metavar="N", help="its DATALOADER.NUM_WORKERS (default: same)")
     parser.add_argument("--keep", metavar="DIR", help="leave the runs in this folder, which must not exist")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_intermixed_args(argv)
     if args.iterations < 2:
         parser.error("--iterations must be at least 2.")

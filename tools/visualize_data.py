@@ -7,6 +7,7 @@ import argparse
 import os
 
 from dinoengine.config import read_cfg, validate
+from dinoengine.config.arguments import config_parser
 from dinoengine.engine import exit_on_user_error
 from dinoengine.engine.visualization import make_sheets
 from dinoengine.utils.console import run_tool
@@ -41,16 +42,9 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE. Examples:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
+    parser = config_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("--output", metavar="DIR", help="folder to write (default: OUTPUT_DIR/sheets)")
     parser.add_argument("--images", type=int, default=6, metavar="N", help="images on a sheet (default: 6)")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     return parser.parse_intermixed_args(argv)
 
 

@@ -130,6 +130,37 @@ class ImageDataset(abc.ABC):
         return Sample(self.load(index), self.label(index))
 
 
+class FileDataset(ImageDataset):
+    """Images that are files: a subclass says their paths, and has their labels as an array if there are any.
+
+    Attributes:
+        file_labels: [images], the label of each file; None without labels.
+    """
+
+    file_labels: np.ndarray | None = None
+
+    @abc.abstractmethod
+    def path(self, index: int) -> str:
+        """Absolute path or URL of the image at ``index``."""
+
+    def load(self, index: int) -> Any:
+        """Decode the file; see ``read_file``.
+
+        Raises:
+            UnreadableImageError: if it is no image or cannot be read; names the path.
+        """
+        return self.read_file(self.path(index))
+
+    def label(self, index: int) -> int | None:
+        return None if self.file_labels is None else int(self.file_labels[index])
+
+    def labels(self) -> np.ndarray:
+        return super().labels() if self.file_labels is None else self.file_labels
+
+    def describe(self, index: int) -> str:
+        return self.path(index)
+
+
 class ConcatImageDataset(ImageDataset):
     """Several datasets one after the other. It has labels of one kind if all have the same class names of that kind."""
 

@@ -21,11 +21,12 @@ another program (PostScript to Ghostscript) is not among them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 import numpy as np
@@ -128,13 +129,18 @@ def to_format(image: Any, image_format: str) -> Any:
     return image.convert(image_format)
 
 
-def _behind_url(url: str) -> bytes:
+@contextlib.contextmanager
+def _faults_of(where: str) -> Iterator[None]:
+    """Any error of the block is one of this image, unless it is one of the machine: of a damaged file Pillow raises almost
+    anything, and what a file system behind a URL raises is its own affair."""
     try:
-        return read_bytes(url)
-    except Exception as error:  # what a file system of fsspec raises is its own affair
+        yield
+    except UnreadableImageError:
+        raise
+    except Exception as error:
         if is_machine_fault(error):
             raise
-        raise UnreadableImageError(url, _cause(error)) from error
+        raise UnreadableImageError(where, _cause(error)) from error
 
 
 def use_file(path: str, use: Callable[[IO[bytes]], Result]) -> Result:
@@ -145,8 +151,10 @@ def use_file(path: str, use: Callable[[IO[bytes]], Result]) -> Result:
         MemoryError, OSError, ModuleNotFoundError: see ``is_machine_fault``.
     """
     if is_url(path):
-        return use_bytes(_behind_url(path), path, use)
-    try:
+        with _faults_of(path):
+            data = read_bytes(path)
+        return use_bytes(data, path, use)
+    with _faults_of(path):
         # Without O_NONBLOCK, opening a named pipe would wait for somebody to write into it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -159,26 +167,14 @@ def use_file(path: str, use: Callable[[IO[bytes]], Result]) -> Result:
                 return use(file)
         finally:
             os.close(descriptor)
-    except UnreadableImageError:
-        raise
-    except Exception as error:  # of a damaged file Pillow raises almost anything
-        if is_machine_fault(error):
-            raise
-        raise UnreadableImageError(path, _cause(error)) from error
 
 
 def use_bytes(data: bytes, where: str, use: Callable[[IO[bytes]], Result]) -> Result:
     """``use`` of the bytes of a file; raises as ``use_file``."""
-    try:
+    with _faults_of(where):
         if not data:
             raise UnreadableImageError(where, "the file is empty")
         return use(io.BytesIO(data))
-    except UnreadableImageError:
-        raise
-    except Exception as error:  # of a damaged file Pillow raises almost anything
-        if is_machine_fault(error):
-            raise
-        raise UnreadableImageError(where, _cause(error)) from error
 
 
 def _cause(error: Exception) -> str:

@@ -170,7 +170,7 @@ def _num_tokens(backbone: VisionTransformer, patches: int) -> int:
 
 
 def _kept_share(block: Block, num_crops: int) -> float:
-    """Share of the crops that go through a residual branch (``add_residual``)."""
+    """Share of the crops that go through a residual branch (``draw_kept``)."""
     return max(int(num_crops * (1.0 - block.drop_path_rate)), 1) / num_crops if num_crops else 0.0
 
 

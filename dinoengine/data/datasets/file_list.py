@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
-from dinoengine.data.dataset import ImageDataset
+from dinoengine.data.dataset import FileDataset
 from dinoengine.data.path_table import PathTable
 from dinoengine.utils.file_io import is_file, is_url, read_bytes
 from dinoengine.utils.registry import suggest
@@ -26,7 +26,7 @@ _NUM_URLS_CHECKED = 100
 
 
 @DATASET_REGISTRY.register("list")
-class FileList(ImageDataset):
+class FileList(FileDataset):
     """``list:/p/files.txt``, ``list:/p/files.csv[:path=file][:label=class]``, ``list:/p/files.parquet[:...]``.
 
     A text file has one path per line. Of a table the column ``path`` is read, or the one that is named, and ``label`` if
@@ -66,11 +66,11 @@ class FileList(ImageDataset):
         if not paths:
             raise ValueError(f"{self.file} lists no image.")
         self.root = _absolute(root).rstrip("/") if root else os.path.dirname(place)
-        self._labels: np.ndarray | None = None
+        self.file_labels = None
         if labels is not None:
             self.class_names = _in_order(set(labels))
             number = {name: i for i, name in enumerate(self.class_names)}
-            self._labels = np.fromiter((number[name] for name in labels), dtype=np.int32, count=len(labels))
+            self.file_labels = np.fromiter((number[name] for name in labels), dtype=np.int32, count=len(labels))
         self._paths = PathTable.of(paths)
         if check:
             self._require_files(paths)
@@ -87,22 +87,6 @@ class FileList(ImageDataset):
         if self.root.startswith(("http://", "https://")) and not os.path.isabs(entry):
             entry = quote(entry)  # a file name may have characters that mean something in a URL
         return os.path.join(self.root, entry)
-
-    def load(self, index: int) -> Any:
-        """
-        Raises:
-            UnreadableImageError: if it is no image or cannot be read; names the path.
-        """
-        return self.read_file(self.path(index))
-
-    def label(self, index: int) -> int | None:
-        return None if self._labels is None else int(self._labels[index])
-
-    def labels(self) -> np.ndarray:
-        return super().labels() if self._labels is None else self._labels
-
-    def describe(self, index: int) -> str:
-        return self.path(index)
 
     def _require_files(self, paths: Sequence[str]) -> None:
         with ThreadPoolExecutor(_NUM_THREADS) as threads:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import Any
-
-import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
-from dinoengine.data.dataset import ImageDataset
+from dinoengine.data.dataset import FileDataset
 from dinoengine.data.file_index import FileIndex, index_folder
 from dinoengine.data.folder_scan import ARRAY_EXTENSIONS, EXTENSIONS
 from dinoengine.utils.file_io import is_url
 
 
-class IndexedImages(ImageDataset):
+class IndexedImages(FileDataset):
     """Image files that an index lists, with its labels."""
 
     def __init__(self, index: FileIndex) -> None:
         self.index = index
         self.root = index.root
         self.class_names = index.class_names
+        self.file_labels = index.labels
 
     def __len__(self) -> int:
         return len(self.index)
@@ -28,23 +26,6 @@ class IndexedImages(ImageDataset):
     def path(self, index: int) -> str:
         """Absolute path of the image at ``index``."""
         return self.index.path(index)
-
-    def load(self, index: int) -> Any:
-        """Decode the file; see ``read_file``.
-
-        Raises:
-            UnreadableImageError: if it is no image or cannot be read; names the path.
-        """
-        return self.read_file(self.path(index))
-
-    def label(self, index: int) -> int | None:
-        return None if self.index.labels is None else int(self.index.labels[index])
-
-    def labels(self) -> np.ndarray:
-        return super().labels() if self.index.labels is None else self.index.labels
-
-    def describe(self, index: int) -> str:
-        return self.path(index)
 
 
 @DATASET_REGISTRY.register("folder")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any
-
-import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
-from dinoengine.data.dataset import ImageDataset
+from dinoengine.data.dataset import FileDataset
 from dinoengine.data.datasets import imagenet_extra
 from dinoengine.data.file_index import MIN_IMAGES, FileIndex, index_folder
 from dinoengine.utils.file_io import local_folder
@@ -19,7 +16,7 @@ LABELS_FILE = "labels.txt"
 
 
 @DATASET_REGISTRY.register("ImageNet")
-class ImageNet(ImageDataset):
+class ImageNet(FileDataset):
     """``ImageNet:split=TRAIN|VAL|TEST:root=/data[:extra=/extra]``, as the published code and its forks write it.
 
     The images of a split lie in ``root/train``, ``root/val`` or ``root/test``, in a folder per class (TEST may
@@ -62,10 +59,10 @@ class ImageNet(ImageDataset):
         if cached and extra and not os.path.exists(kept) and imagenet_extra.is_there(self.extra, self.split):
             self._listed = imagenet_extra.read(self.extra, self.split, self.folder)
             self.class_names, self.class_titles = self._listed.class_ids, self._listed.class_titles
-            self._labels: np.ndarray | None = self._listed.labels
+            self.file_labels = self._listed.labels
         else:
             self.index = index_folder(self.folder, cached=cached, keep_in=kept, min_images=1 if extra else MIN_IMAGES)
-            self.class_names, self._labels = self.index.class_names, self.index.labels
+            self.class_names, self.file_labels = self.index.class_names, self.index.labels
             self.class_titles = None if self.class_names is None else self._titles(self.class_names)
 
     def __len__(self) -> int:
@@ -79,22 +76,6 @@ class ImageNet(ImageDataset):
             return os.path.join(self.folder, self._listed.path(index))
         assert self.index is not None
         return self.index.path(index)
-
-    def load(self, index: int) -> Any:
-        """
-        Raises:
-            UnreadableImageError: if it is no image or cannot be read; names the path.
-        """
-        return self.read_file(self.path(index))
-
-    def label(self, index: int) -> int | None:
-        return None if self._labels is None else int(self._labels[index])
-
-    def labels(self) -> np.ndarray:
-        return super().labels() if self._labels is None else self._labels
-
-    def describe(self, index: int) -> str:
-        return self.path(index)
 
     def dump_extra(self, extra: str = "") -> list[str]:
         """Write ``entries``, ``class-ids`` and ``class-names`` of this split as forks of the published code expect them.
@@ -113,7 +94,7 @@ class ImageNet(ImageDataset):
             raise ValueError("dump_extra() needs a folder: ImageNet:split=...:root=...:extra=/folder.")
         paths = (os.path.relpath(self.path(i), self.folder) for i in range(len(self)))
         return imagenet_extra.write(
-            extra, self.split, len(self), paths, self._labels, self.class_names or [], self.class_titles or []
+            extra, self.split, len(self), paths, self.file_labels, self.class_names or [], self.class_titles or []
         )
 
     def _titles(self, class_ids: list[str]) -> list[str]:

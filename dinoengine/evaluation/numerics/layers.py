@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dinoengine.evaluation.numerics.quantity import Quantity
-from dinoengine.modeling.layers.drop_path import add_residual
+from dinoengine.modeling.layers.drop_path import add_kept, draw_kept, take_kept
 from dinoengine.modeling.layers.position import interpolate_position_table
 
 TABLE_GRID = (37, 37)  # 518 / 14, the released models'
@@ -69,13 +69,10 @@ def check_stochastic_depth() -> Iterator[Quantity]:
     """Samples that run and the factor of their branch: max(int(B (1 - rate)), 1) and B / kept."""
     source = "published code: max(int(B * (1 - rate)), 1)"
     for batch, rate, kept in ((64, 0.3, 44), (64, 0.4, 38), (12, 0.4, 7), (2, 0.4, 1), (1, 0.9, 1)):
-        sizes: list[int] = []
-
-        def branch(x: Tensor, seen: list[int] = sizes) -> Tensor:
-            seen.append(len(x))
-            return torch.ones_like(x)
-
+        stream = torch.zeros(batch, 1, 1)
         with torch.random.fork_rng(devices=[]):
-            out = add_residual(torch.zeros(batch, 1, 1), branch, rate).flatten()
-        yield Quantity(f"samples kept of {batch} at drop rate {rate}", source, kept, sum(sizes))
+            drawn = draw_kept(batch, rate, stream.device)
+        part = take_kept(stream, drawn)
+        out = add_kept(stream, torch.ones_like(part), drawn)
+        yield Quantity(f"samples kept of {batch} at drop rate {rate}", source, kept, len(part))
         yield Quantity(f"factor of a kept branch, {batch} at {rate}", source, batch / kept, out.max().item(), 1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -43,18 +42,6 @@ def add_kept(x: Tensor, residual: Tensor, kept: KeptSamples | None) -> Tensor:
         return x + residual
     # index_add needs one dtype; the residual stream's wins, so that no precision is lost.
     return x.index_add(0, kept.indices, residual.to(x.dtype), alpha=kept.scale)
-
-
-def add_residual(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) -> Tensor:
-    """x + branch(x), where a random part of the batch skips the branch and costs nothing.
-
-    Args:
-        x: [B, T, D], the residual stream (fp32 also under autocast).
-        branch: maps [b, T, D] to [b, T, D] for any b.
-        drop_rate: share of samples that skip; 0 gives the plain sum.
-    """
-    kept = draw_kept(x.shape[0], drop_rate, x.device)
-    return add_kept(x, branch(take_kept(x, kept)), kept)
 
 
 def locate_rows(rows: Tensor, num_tokens: int, batch: int, kept: KeptSamples | None) -> tuple[Tensor, Tensor | None]:

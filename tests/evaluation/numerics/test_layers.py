@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dinoengine.evaluation.numerics import layers
+from dinoengine.modeling.layers.drop_path import KeptSamples
 from tests.evaluation.numerics.failures import failures
 
 
@@ -40,14 +40,14 @@ def test_rows_and_columns_that_change_places_fail(monkeypatch: pytest.MonkeyPatc
     assert all("39 x 28" in name for name in failed)
 
 
-def _bernoulli(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) -> Tensor:
-    """The textbook kind, which computes every branch and scales by 1 / (1 - rate)."""
-    keep = (torch.rand(len(x), 1, 1) >= drop_rate).float()
-    return x + branch(x) * keep / (1 - drop_rate)
+def _bernoulli(batch: int, drop_rate: float, device: torch.device) -> KeptSamples:
+    """The textbook kind, whose number is a matter of chance, and which scales by 1 / (1 - rate)."""
+    keep = torch.rand(batch, device=device) >= drop_rate
+    return KeptSamples(keep.nonzero().flatten(), 1 / (1 - drop_rate))
 
 
 def test_the_textbook_drop_path_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "add_residual", _bernoulli)
+    monkeypatch.setattr(layers, "draw_kept", _bernoulli)
     failed = failures(layers.check_stochastic_depth)
     assert "samples kept of 64 at drop rate 0.3" in failed
     assert "factor of a kept branch, 64 at 0.3" in failed

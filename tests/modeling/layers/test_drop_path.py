@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
-from dinoengine.modeling.layers.drop_path import add_residual
+from dinoengine.modeling.layers.drop_path import add_kept, draw_kept, take_kept
+
+
+def add_residual(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Tensor:
+    """As a block does it for one group."""
+    kept = draw_kept(len(x), rate, x.device)
+    return add_kept(x, branch(take_kept(x, kept)), kept)
 
 
 @pytest.mark.parametrize(
