@@ -4,13 +4,20 @@ Similarities of a block of queries with a block of the bank are computed, and on
 largest are looked at. A lower bound of the k-th largest finds them: the k-th largest of the maxima of small groups, later
 the k-th largest of what has been found. Groups whose maximum is below it are never opened.
 
+On the CPU blocks of queries are searched side by side, one thread each: what follows a matrix product consists of small
+operations that torch does not spread over threads.
+
 Shapes: Q queries, N rows of the bank, D features, q and n rows of a block of each.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+import queue
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -43,6 +50,18 @@ class Neighbours(NamedTuple):
     indices: Tensor
 
 
+class _Workspace(NamedTuple):
+    """What the search of one block of queries writes to.
+
+    Attributes:
+        buffer: [q * n] the similarities of a block.
+        candidates: those that can still be among the k largest.
+    """
+
+    buffer: Tensor
+    candidates: _Candidates
+
+
 class NeighbourSearch:
     """Finds the k rows of a bank with the largest cosine similarity.
 
@@ -67,26 +86,47 @@ class NeighbourSearch:
         if not 1 <= k <= len(bank):
             raise ValueError(f"k must be 1 to {len(bank)}, the number of rows of the bank; got {k}.")
         self.bank, self.num_rows, self.k = _unit_rows(bank, dtype), len(bank), k
-        num_bytes = memory_mib * 2**20
+        self.num_threads = torch.get_num_threads() if bank.device.type == "cpu" else 1
+        num_bytes = memory_mib * 2**20 // self.num_threads
         # The candidates of a query are 2k keys of 8 bytes at most, and what a tile adds.
         self.query_rows = _steps(min(_MAX_QUERY_ROWS, num_bytes // (16 * k)))
         self.block_rows = min(len(self.bank), _steps(num_bytes // (self.bank.element_size() * self.query_rows)))
         self.tile_rows = min(_TILE_ROWS, _steps(self.block_rows // 8))
-        self._buffer = self.bank.new_empty(self.query_rows * self.block_rows)
-        self._candidates = _Candidates(self.query_rows, k, self.tile_rows, bank.device)
+        # One for each thread; whoever searches takes one.
+        self._workspaces: queue.SimpleQueue[_Workspace] = queue.SimpleQueue()
+        for _ in range(self.num_threads):
+            buffer = self.bank.new_empty(self.query_rows * self.block_rows)
+            candidates = _Candidates(self.query_rows, k, self.tile_rows, bank.device)
+            self._workspaces.put(_Workspace(buffer, candidates))
 
     def search(self, queries: Tensor) -> Iterator[Neighbours]:
-        """[Q, D], on any device -> the neighbours of ``query_rows`` queries at a time, in their order."""
-        for start in range(0, len(queries), self.query_rows):
-            rows = queries[start : start + self.query_rows].to(self.bank.device)
-            keys = self._best(_unit_rows(rows, self.bank.dtype))[: len(rows)]
-            yield Neighbours(start, _similarity_of(keys), _INDEX_MASK - (keys & _INDEX_MASK))
+        """[Q, D], on any device -> the neighbours of at most ``query_rows`` queries at a time, in their order."""
+        num_blocks = math.ceil(len(queries) / self.query_rows)
+        num_blocks = math.ceil(num_blocks / self.num_threads) * self.num_threads  # none waits while another works
+        size = min(self.query_rows, _steps_up(math.ceil(len(queries) / max(1, num_blocks))))
+        inference = torch.is_inference_mode_enabled()  # of this thread; what was made in it is written to in it only
+
+        def neighbours(start: int) -> Neighbours:
+            with torch.inference_mode(inference):
+                rows = queries[start : start + size].to(self.bank.device)
+                keys = self._best(_unit_rows(rows, self.bank.dtype))[: len(rows)]
+                return Neighbours(start, _similarity_of(keys), _INDEX_MASK - (keys & _INDEX_MASK))
+
+        with _full_precision():  # of all threads, until the last part is taken
+            yield from _side_by_side(neighbours, range(0, len(queries), size), self.num_threads)
 
     def _best(self, queries: Tensor) -> Tensor:
         """[q filled up, D] -> keys [q, k], largest first."""
-        candidates = self._candidates.of_new_queries(len(queries))
+        workspace = self._workspaces.get()
+        try:
+            return self._best_in(workspace, queries)
+        finally:
+            self._workspaces.put(workspace)
+
+    def _best_in(self, workspace: _Workspace, queries: Tensor) -> Tensor:
+        candidates = workspace.candidates.of_new_queries(len(queries))
         for begin in range(0, len(self.bank), self.block_rows):
-            tiles, maxima = self._tiles(queries, begin)
+            tiles, maxima = self._tiles(workspace.buffer, queries, begin)
             if begin == 0:
                 candidates.bound = _lower_bound(tiles, maxima, self.k)
             for i, tile in enumerate(tiles):
@@ -94,7 +134,7 @@ class NeighbourSearch:
             candidates.reduce()
         return candidates.finish()
 
-    def _tiles(self, queries: Tensor, begin: int) -> tuple[list[Tensor], list[Tensor]]:
+    def _tiles(self, buffer: Tensor, queries: Tensor, begin: int) -> tuple[list[Tensor], list[Tensor]]:
         """The similarities of a block, [q, tile_rows] each, the last one maybe narrower, and the maxima of their groups."""
         end = min(begin + self.block_rows, len(self.bank))
         tiles, maxima = [], []
@@ -102,9 +142,8 @@ class NeighbourSearch:
             rows = self.bank[start : min(start + self.tile_rows, end)]
             # Each tile contiguous: products are written faster than into columns of a wide matrix.
             used = (start - begin) * len(queries)
-            tile = self._buffer[used : used + len(queries) * len(rows)].view(len(queries), len(rows))
-            with _full_precision():
-                torch.mm(queries, rows.T, out=tile)
+            tile = buffer[used : used + len(queries) * len(rows)].view(len(queries), len(rows))
+            torch.mm(queries, rows.T, out=tile)
             tile[:, max(0, self.num_rows - start) :] = -torch.inf  # rows that only fill up
             tiles.append(tile)
             maxima.append(tile.unflatten(1, (-1, _GROUP)).amax(dim=2))  # now, while the tile is in the cache
@@ -192,9 +231,38 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def _side_by_side(
+    function: Callable[[int], Neighbours], arguments: Sequence[int], num_threads: int
+) -> Iterator[Neighbours]:
+    """The results in the order of the arguments; at most two for each thread are held."""
+    if num_threads == 1 or len(arguments) < 2:
+        yield from map(function, arguments)
+        return
+    # A thread of the pool computes with one thread. torch takes that number for all threads that start later, too.
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(num_threads, "k-NN", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: deque[Future[Neighbours]] = deque()
+        try:
+            for argument in arguments:
+                waiting.append(pool.submit(function, argument))
+                if len(waiting) == 2 * num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(before)
+
+
 def _steps(rows: int) -> int:
-    """A multiple of _ROWS_STEP, at least one."""
+    """The multiple of _ROWS_STEP up to ``rows``, at least one step."""
     return max(1, rows // _ROWS_STEP) * _ROWS_STEP
+
+
+def _steps_up(rows: int) -> int:
+    """The multiple of _ROWS_STEP from ``rows`` on, at least one step."""
+    return _steps(rows + _ROWS_STEP - 1)
 
 
 def _keys(similarity: Tensor, index: Tensor) -> Tensor:

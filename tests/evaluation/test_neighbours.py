@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -94,3 +97,41 @@ def test_few_candidates_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_k_beyond_the_bank_is_refused(k: int) -> None:
     with pytest.raises(ValueError, match=rf"k must be 1 to 3, the number of rows of the bank; got {k}\."):
         NeighbourSearch(torch.eye(3), k)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_two_threads_find_what_one_finds_bit_by_bit(two_threads: None, inference: bool) -> None:
+    bank, queries = _rows(0, 3000, 24), _rows(1, 1500, 24)
+    with torch.inference_mode(inference):
+        values, index = _found(bank, queries, 50, memory_mib=2)
+    torch.set_num_threads(1)
+    one_values, one_index = _found(bank, queries, 50, memory_mib=2)
+    assert torch.equal(values, one_values)
+    assert torch.equal(index, one_index)
+
+
+def test_torch_has_its_threads_again_after_the_search_whole_or_not(two_threads: None) -> None:
+    search = NeighbourSearch(_rows(0, 100, 4), 3, memory_mib=1)
+    parts = search.search(_rows(1, 3000, 4))
+    next(parts)
+    parts.close()  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+    assert torch.get_num_threads() == 2
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert len(torch.cat([part.indices for part in search.search(_rows(1, 3000, 4))])) == 3000
+
+
+def test_an_error_in_a_block_reaches_the_caller(two_threads: None) -> None:
+    search = NeighbourSearch(_rows(0, 100, 4), 3, memory_mib=1)
+    for _ in range(2):  # the second would wait for ever if the first had kept what it works in
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            list(search.search(_rows(1, 3000, 5)))
