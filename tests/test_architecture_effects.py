@@ -168,6 +168,7 @@ LEAVES_TRAINING_ALONE: dict[str, Change] = {
     "TEST.LABEL_FREE.ALPHA_RANKS": Change("(1, 9)", {**EVALUATE, "TEST.EVALUATORS": "('label_free',)"}),
     "TEST.KNN.TRAIN": Change("synthetic:num_images=12:num_classes=3:size=12:seed=5", EVALUATE),
     "TEST.KNN.K": Change("(2,)", EVALUATE),
+    "TEST.KNN.FEATURE": Change("patch", EVALUATE),
     "TEST.KNN.TEMPERATURE": Change(1.0, EVALUATE),
     "TEST.KNN.NUM_PER_CLASS": Change("(2,)", EVALUATE),
     "TEST.KNN.NUM_TRIES": Change(2, {**EVALUATE, "TEST.KNN.NUM_PER_CLASS": "(2,)"}),

@@ -45,6 +45,9 @@ _C.TEST.KNN = CN()
 _C.TEST.KNN.TRAIN = ()
 # Numbers of neighbours; those above the size of the training set are cut to it.
 _C.TEST.KNN.K = (10, 20, 100, 200)
+# What images are compared by: "cls", their CLS tokens (published); "mean_patch", the means of their patch tokens; "patch",
+# all patch tokens side by side, which keeps where things are, for images that are aligned. Part of the protocol.
+_C.TEST.KNN.FEATURE = "cls"
 # Softmax temperature of the neighbours' votes.
 _C.TEST.KNN.TEMPERATURE = 0.07
 # Few-shot: numbers of training images per class, e.g. (1, 5, 10), evaluated beside the whole training set with the k up to

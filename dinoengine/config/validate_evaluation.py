@@ -45,6 +45,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 # allowed values;
 CHOICES: dict[str, tuple[str, ...]] = {
     "TEST.SEGMENTATION.NUM_LAST_BLOCKS": ("1", "4"),
+    "TEST.KNN.FEATURE": ("cls", "mean_patch", "patch"),
     "TEST.KNN.SIMILARITY_DTYPE": ("float32", "float16", "bfloat16"),
     "TEST.LOGREG.DTYPE": ("float64", "float32"),
     "TEST.BEST_METRIC_MODE": ("max", "min"),

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.finite import FiniteCheck
+from dinoengine.structures import BackboneOutput
 from dinoengine.utils import comm
 
+IMAGE_FEATURES = ("cls", "mean_patch", "patch")
 _EXCHANGED_BYTES = 2**20
 
 
@@ -108,12 +110,34 @@ def dataset_of(data_loader: Any) -> ImageDataset | None:
     return dataset if isinstance(dataset, ImageDataset) else None
 
 
-def extract_features(model: nn.Module, data_loader: Any) -> Features:
-    """CLS tokens (after the final norm) of every image of a dataset.
+def image_feature(output: BackboneOutput, name: str) -> Tensor:
+    """One row for each image, of tokens after the final norm.
+
+    Args:
+        name: "cls", "mean_patch", or "patch": all patch tokens side by side, row by row of the image.
+
+    Returns:
+        [B, D], or [B, patches * D] for "patch".
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name == "cls":
+        return output.cls_token
+    if name == "mean_patch":
+        return output.patch_tokens.mean(1)
+    if name == "patch":
+        return output.patch_tokens.flatten(1)
+    raise ValueError(f"The feature of an image is one of {', '.join(IMAGE_FEATURES)}; got {name!r}.")
+
+
+def extract_features(model: nn.Module, data_loader: Any, feature: str = "cls") -> Features:
+    """One row (after the final norm) of every image of a dataset.
 
     Args:
         model: images -> BackboneOutput; used in the mode it is in.
         data_loader: ImageBatch of this rank's part.
+        feature: a name of ``image_feature``.
 
     Returns:
         The same Features on every process.
@@ -122,7 +146,8 @@ def extract_features(model: nn.Module, data_loader: Any) -> Features:
     collector = FeatureCollector(dataset_of(data_loader))
     with torch.inference_mode():
         for batch in data_loader:
-            collector.add(model(batch.images.to(device)).cls_token, batch.labels, batch.indices)
+            rows = image_feature(model(batch.images.to(device)), feature)
+            collector.add(rows, batch.labels, batch.indices)
     return collector.finish()
 
 

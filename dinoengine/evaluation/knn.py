@@ -16,7 +16,14 @@ from dinoengine.data import ImageDataset
 from dinoengine.evaluation.build import EVALUATOR_REGISTRY, LoaderFactory
 from dinoengine.evaluation.classification import ranks_of, tops_of
 from dinoengine.evaluation.evaluator import DatasetEvaluator, Results
-from dinoengine.evaluation.features import FeatureCollector, Features, dataset_of, extract_features
+from dinoengine.evaluation.features import (
+    IMAGE_FEATURES,
+    FeatureCollector,
+    Features,
+    dataset_of,
+    extract_features,
+    image_feature,
+)
 from dinoengine.evaluation.label_sets import match_label_sets, no_labels
 from dinoengine.evaluation.neighbours import DEFAULT_MEMORY_MIB, NeighbourSearch
 from dinoengine.structures import BackboneOutput, ImageBatch
@@ -55,6 +62,7 @@ class KNNSettings:
         num_tries: random banks for each of these numbers; the number of the try is the seed.
         memory_mib: bounds the similarities held at a time, over both bank and queries; does not change results on the CPU.
         similarity_dtype: "float32", "float16" or "bfloat16"; similarities of a half type have many ties.
+        feature: what images are compared by, a name of ``image_feature``.
 
     Raises:
         ValueError: if one is out of its range; says which.
@@ -66,6 +74,7 @@ class KNNSettings:
     num_tries: int = 1
     memory_mib: int = DEFAULT_MEMORY_MIB
     similarity_dtype: str = "float32"
+    feature: str = "cls"
 
     def __post_init__(self) -> None:
         if not self.ks:
@@ -81,6 +90,8 @@ class KNNSettings:
             raise ValueError(
                 f"k-NN: similarity_dtype must be one of {', '.join(SIMILARITY_DTYPES)}, got {self.similarity_dtype!r}."
             )
+        if self.feature not in IMAGE_FEATURES:
+            raise ValueError(f"k-NN: feature must be one of {', '.join(IMAGE_FEATURES)}, got {self.feature!r}.")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> KNNSettings:
@@ -93,6 +104,7 @@ class KNNSettings:
             num_tries=knn.NUM_TRIES,
             memory_mib=knn.MEMORY_MIB,
             similarity_dtype=knn.SIMILARITY_DTYPE,
+            feature=knn.FEATURE,
         )
 
     def protocol(self) -> dict[str, Any]:
@@ -100,7 +112,9 @@ class KNNSettings:
         few_shot = (
             {"num_per_class": list(self.num_per_class), "num_tries": self.num_tries} if self.num_per_class else {}
         )
+        feature = {} if self.feature == "cls" else {"feature": self.feature}  # results of before have no such entry
         return {
+            **feature,
             "k": list(self.ks),
             "temperature": self.temperature,
             **few_shot,
@@ -209,7 +223,10 @@ def _accuracy(bank: Features, queries: Features, settings: KNNSettings, device: 
 
 
 class KNNEvaluator(DatasetEvaluator):
-    """k-NN accuracy of the CLS features; ``{"knn": {...}}`` of ``knn_accuracy``, on the model's device."""
+    """k-NN accuracy of the CLS tokens, or another ``KNNSettings.feature``, on the model's device.
+
+    ``{"knn": {...}}`` of ``knn_accuracy``.
+    """
 
     def __init__(
         self,
@@ -239,7 +256,7 @@ class KNNEvaluator(DatasetEvaluator):
 
     def prepare(self, model: nn.Module) -> None:
         self._device = next(model.parameters()).device
-        self._bank = extract_features(model, self.bank_loader)
+        self._bank = extract_features(model, self.bank_loader, self.settings.feature)
         if self.bank_labels is not None:
             self._bank = self._bank.relabelled(self.bank_labels)
         self._num_train_images = len(self._bank)
@@ -248,7 +265,8 @@ class KNNEvaluator(DatasetEvaluator):
         self._queries = FeatureCollector(self.query_set)
 
     def process(self, batch: ImageBatch, output: BackboneOutput) -> None:
-        self._queries.add(output.cls_token, batch.labels, batch.indices)
+        rows = image_feature(output, self.settings.feature)
+        self._queries.add(rows, batch.labels, batch.indices)
 
     def protocol(self) -> dict[str, Any]:
         return {"knn": {**self.settings.protocol(), "num_train_images": self._num_train_images}}

@@ -42,7 +42,8 @@ def _knn(evaluators: DatasetEvaluators) -> KNNEvaluator:
 def test_knn_takes_its_settings_from_the_config() -> None:
     cfg = _cfg("TEST.KNN.K=(3, 5)", "TEST.KNN.TEMPERATURE=0.5", "TEST.KNN.MEMORY_MIB=77")
     cfg.merge_from_list(["TEST.KNN.NUM_PER_CLASS=(2,)", "TEST.KNN.NUM_TRIES=3", "TEST.KNN.SIMILARITY_DTYPE=float16"])
-    assert _knn(build_evaluator(cfg, TEST)).settings == KNNSettings((3, 5), 0.5, (2,), 3, 77, "float16")
+    cfg.merge_from_list(["TEST.KNN.FEATURE=patch"])
+    assert _knn(build_evaluator(cfg, TEST)).settings == KNNSettings((3, 5), 0.5, (2,), 3, 77, "float16", "patch")
 
 
 def test_the_defaults_are_the_published_protocol() -> None:

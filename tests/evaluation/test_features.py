@@ -67,6 +67,21 @@ def test_the_feature_is_the_cls_token_after_the_final_norm() -> None:
     torch.testing.assert_close(found.features.var(dim=1, unbiased=False), torch.ones(5), rtol=1e-2, atol=0)
 
 
+def test_patch_tokens_are_averaged_or_stand_side_by_side() -> None:
+    model = _vit()
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    batch = ImageBatch(images, None, torch.arange(5))
+    with torch.no_grad():
+        tokens = model(images).patch_tokens
+    num_patches = tokens.shape[1]
+    assert num_patches > 1
+    side_by_side = extract_features(model, [batch], "patch").features.view(5, num_patches, -1)
+    torch.testing.assert_close(side_by_side, tokens)
+    torch.testing.assert_close(extract_features(model, [batch], "mean_patch").features, side_by_side.mean(1))
+    with pytest.raises(ValueError, match="one of cls, mean_patch, patch; got 'register'"):
+        extract_features(model, [batch], "register")
+
+
 @pytest.mark.parametrize("num_images", [1, 5, 9])
 def test_a_real_loader_of_an_odd_size_gives_every_image_once(num_images: int) -> None:
     cfg = get_cfg()

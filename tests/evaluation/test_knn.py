@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,6 +25,7 @@ from dinoengine.evaluation import (
     knn_scores,
 )
 from dinoengine.evaluation.knn import few_shot_rows
+from dinoengine.structures import BackboneOutput
 from dinoengine.utils import logger as logger_module
 from tests.evaluation.fakes import identity_features, make_loader
 
@@ -371,6 +372,25 @@ def test_evaluator_equals_the_function_on_the_model_features() -> None:
     assert results["knn"] != _accuracy(bank, queries, [5, 10], temperature=50.0)
 
 
+class _PlacedPatches(nn.Module):
+    """Images [B, 1, 1, 2] -> two patch tokens, and a CLS token that says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> BackboneOutput:
+        tokens = F.one_hot(images.flatten(1).long(), 3).float()
+        return BackboneOutput(torch.ones(len(images), 3), tokens[:, :0], tokens, (1, 2))
+
+
+@pytest.mark.parametrize(("feature", "top1"), [("cls", 50.0), ("mean_patch", 50.0), ("patch", 100.0)])
+def test_only_patch_tokens_side_by_side_tell_left_from_right(feature: str, top1: float) -> None:
+    loader = make_loader(torch.tensor([[1.0, 2.0], [2.0, 1.0]]).view(2, 1, 1, 2), torch.arange(2))
+    evaluator = KNNEvaluator(loader, ks=[1], feature=feature)
+    assert inference_on_dataset(_PlacedPatches(), loader, evaluator) == {"knn": {"top1_k1": top1}}
+
+
 def test_missing_labels_say_which_data_and_what_to_give() -> None:
     rows, labels = torch.eye(3), torch.arange(3)
     labelled, bare = make_loader(rows, labels), make_loader(rows, None)
@@ -419,7 +439,8 @@ def test_the_protocol_has_what_changes_results() -> None:
             "num_train_images": 3,
         }
     }
-    assert "num_tries" not in KNNEvaluator(rows).protocol()["knn"]
+    assert not {"num_tries", "feature"} & set(KNNEvaluator(rows).protocol()["knn"])
+    assert KNNEvaluator(rows, feature="patch").protocol()["knn"]["feature"] == "patch"
 
 
 def test_a_query_may_be_anything_that_normalises() -> None:
@@ -438,6 +459,7 @@ def test_a_query_may_be_anything_that_normalises() -> None:
         ({"num_tries": 0}, "num_tries must be 1 or more, got 0"),
         ({"memory_mib": 0}, "memory_mib must be 1 or more"),
         ({"temperature": 0.0}, r"temperature must be above 0, got 0\.0"),
+        ({"feature": "register"}, "feature must be one of cls, mean_patch, patch, got 'register'"),
         ({"similarity_dtype": "float64"}, "must be one of float32, float16, bfloat16, got 'float64'"),
     ],
 )
