@@ -20,11 +20,13 @@ from dinoengine.checkpoint.resuming import endings_of
 from dinoengine.checkpoint.sharded import is_checkpoint
 from dinoengine.config import CfgNode, read_cfg, validate
 from dinoengine.engine import hooks
+from dinoengine.engine.arguments import default_argument_parser
 from dinoengine.engine.classifier_trainer import trainer_class_of
+from dinoengine.engine.config_loading import resolve_device
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.engine.hooks.bad_steps import FOLDER, describe_step, record_name, state_name
 from dinoengine.engine.resuming import CONFIG_FILE
-from dinoengine.engine.setup import default_argument_parser, default_setup, resolve_device
+from dinoengine.engine.setup import default_setup
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.modeling.backbone import Backbone
 from dinoengine.structures import BackboneOutput, ImageBatch, PickedTokens, SSLBatch
