@@ -13,7 +13,7 @@ from dinoengine.data.dataset_check import cores
 from dinoengine.data.loader_advice import Situation, advise, expected_rate, rows_of
 from dinoengine.data.loader_timing import loader_rate, time_stages
 from dinoengine.engine import exit_on_user_error
-from dinoengine.engine.setup import resolve_device
+from dinoengine.engine.config_loading import resolve_device
 from dinoengine.utils.console import run_tool
 
 _DESCRIPTION = """

@@ -16,7 +16,8 @@ from dinoengine.checkpoint import evaluation_config, feature_model
 from dinoengine.checkpoint.arguments import layout_table, reading_arguments, reading_options, writing_arguments
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.engine import exit_on_user_error, launch
-from dinoengine.engine.setup import process_rank, resolve_device
+from dinoengine.engine.config_loading import resolve_device
+from dinoengine.engine.launch import process_rank
 from dinoengine.evaluation import Extraction, extract_to_store
 from dinoengine.evaluation.extraction import DTYPES, TOKENS
 from dinoengine.utils.console import run_tool

@@ -157,7 +157,9 @@ _C.MODEL.LOSS.DINO_WEIGHT = 1.0
 _C.MODEL.LOSS.IBOT_WEIGHT = 1.0
 _C.MODEL.LOSS.KOLEO_WEIGHT = 0.1
 # Images among which KoLeo looks for the nearest neighbour; 0 = the global batch. The published code uses the
-# batch of one GPU. Must divide IMS_PER_BATCH / NUM_MICRO_BATCHES. Changes results.
+# batch of one GPU. Must divide IMS_PER_BATCH; with NUM_MICRO_BATCHES > 1 the images of one micro-batch of one process (0 is
+# then refused): a group over several processes would consist of the parts that run at the same time, other images than in
+# one process. Changes results.
 _C.MODEL.LOSS.KOLEO_GROUP_SIZE = 0
 
 # An image classifier: one linear layer on a backbone, trained with labels.

@@ -12,20 +12,16 @@ from typing import Any
 from dinoengine.checkpoint import CheckpointWriteError
 from dinoengine.config import CfgNode, ConfigError
 from dinoengine.data import DataError
+from dinoengine.engine.arguments import default_argument_parser
 from dinoengine.engine.classifier_trainer import trainer_class_of
+from dinoengine.engine.config_loading import load_config
 from dinoengine.engine.defaults import DefaultTrainer
+from dinoengine.engine.evaluation_weights import load_weights_for_evaluation
 from dinoengine.engine.hooks import CallbackHook, CollapseError, TimeBudget
 from dinoengine.engine.launch import launch
 from dinoengine.engine.run_lock import RunInUseError, RunLock
-from dinoengine.engine.setup import (
-    check_output_dir,
-    default_argument_parser,
-    default_setup,
-    exit_on_user_error,
-    load_config,
-    load_weights_for_evaluation,
-    save_config,
-)
+from dinoengine.engine.setup import check_output_dir, default_setup, save_config
+from dinoengine.engine.user_errors import exit_on_user_error
 from dinoengine.utils import comm
 from dinoengine.utils.logger import setup_logger
 from dinoengine.utils.stop_signals import EXIT_PAUSED, end_when_asked

@@ -31,6 +31,11 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
 
 
+def process_rank() -> int:
+    """Rank of this process, also before the process group exists."""
+    return comm.get_rank() if comm.is_distributed() or not under_torchrun() else int(os.environ["RANK"])
+
+
 def launch(
     main_func: Callable[..., Any],
     num_processes_per_machine: int,

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from dinoengine.config import CfgNode
+from dinoengine.config import CfgNode, validate
+from dinoengine.solver import scale_config_to_world_size
 from dinoengine.utils import comm
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ def resolve_precision(
         earlier: gives the saved configs of the run that is resumed or forked, as nested values; the first that says
             wins.
         measure: seconds of a product by precision, for a device; None: ``time_products``.
+
+    Raises:
+        ConfigError: if the run was started in a precision that is not possible with this config (fp16, which needs CUDA
+            and no MODEL.PARALLEL fsdp).
     """
     if not cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.AMP.PRECISION != "auto":
         return cfg
@@ -55,6 +60,8 @@ def resolve_precision(
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.AMP.PRECISION = chosen
+    # What was checked before was "auto".
+    validate(scale_config_to_world_size(cfg, comm.get_world_size()), comm.get_world_size())
     cfg.freeze()
     return cfg
 

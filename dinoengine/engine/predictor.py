@@ -14,8 +14,9 @@ from dinoengine.data import CenterCropTransform
 from dinoengine.data.array_images import read_channels
 from dinoengine.data.channels import Channels, image_format
 from dinoengine.data.decode import read_image
+from dinoengine.engine.config_loading import fit_config_to_weights
 from dinoengine.engine.defaults import DefaultTrainer
-from dinoengine.engine.setup import fit_config_to_weights, load_weights_for_evaluation
+from dinoengine.engine.evaluation_weights import load_weights_for_evaluation
 from dinoengine.evaluation import inference_context
 from dinoengine.structures import BackboneOutput
 

@@ -20,11 +20,13 @@ from dinoengine.checkpoint.resuming import endings_of
 from dinoengine.checkpoint.sharded import is_checkpoint
 from dinoengine.config import CfgNode, read_cfg, validate
 from dinoengine.engine import hooks
+from dinoengine.engine.arguments import default_argument_parser
 from dinoengine.engine.classifier_trainer import trainer_class_of
+from dinoengine.engine.config_loading import resolve_device
 from dinoengine.engine.defaults import DefaultTrainer
-from dinoengine.engine.hooks.bad_steps import FOLDER, describe_step, record_name, state_name
+from dinoengine.engine.hooks.bad_steps import FOLDER, describe_step, positions_of, record_name, state_name
 from dinoengine.engine.resuming import CONFIG_FILE
-from dinoengine.engine.setup import default_argument_parser, default_setup, resolve_device
+from dinoengine.engine.setup import default_setup
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.modeling.backbone import Backbone
 from dinoengine.structures import BackboneOutput, ImageBatch, PickedTokens, SSLBatch
@@ -46,8 +48,8 @@ class Replay:
         is_finite: loss and gradients on all ranks.
         first_module: the first module, in the order they were computed, with an output that is not finite; "batch" if the
             batch was not, empty if none.
-        images: numbers within this rank's batch (the last micro-batch of it) of the images whose crops or features are not
-            finite; empty if they all are, or the trouble begins behind the backbone.
+        images: numbers within this rank's batch of the images whose crops or features are not finite, of the first
+            micro-batch that has some; empty if the trouble begins behind the backbone.
         first_gradient: the first parameter of the backward pass with a gradient that is not finite, on this rank.
     """
 
@@ -168,10 +170,14 @@ class _Probe(HookBase):
 
     def __init__(self, trainer: DefaultTrainer) -> None:
         self.found = Replay({})
-        self._num_images = 0
+        self._part_size = 1
+        self._num_targets = 0  # micro-batches that the teacher has seen before the first one went through the model
+        self._num_parts = 0  # micro-batches that went or go through the model
         self._model = trainer.bare_model
 
     def before_step(self) -> None:
+        trainer = self.trainer
+        self._part_size = len(positions_of(trainer.data_loader, trainer.iter)) // trainer.num_micro_batches
         self._model.register_forward_pre_hook(lambda module, args: self._see_batch(args[0]))
         for name, module in self._model.named_modules():
             module.register_forward_hook(lambda module, args, output, name=name: self._see(name, output))
@@ -186,7 +192,7 @@ class _Probe(HookBase):
         self.found.is_finite = self.trainer.step_is_finite
 
     def _see_batch(self, batch: Any) -> None:
-        self._num_images = len(batch)
+        self._num_parts += 1
         self._see("batch", batch)
 
     def _watched(self, name: str, pick_tokens: Callable[..., list[PickedTokens]]) -> Callable[..., list[PickedTokens]]:
@@ -197,6 +203,7 @@ class _Probe(HookBase):
             for tokens in picked:
                 self._see(name, tokens.cls_token, row_per_crop=True)
                 self._see(name, tokens.patches)
+            self._num_targets += not self._num_parts
             return picked
 
         return watched
@@ -209,7 +216,8 @@ class _Probe(HookBase):
         # stochastic depth, in a head they may be masked patches.
         if bad and not self.found.images and (row_per_crop or isinstance(output, _ROW_PER_CROP) or bad[0].ndim == 4):
             rows = {row for is_bad in bad for row in is_bad.flatten(1).any(1).nonzero().flatten().tolist()}
-            self.found.images = sorted({row % self._num_images for row in rows})
+            first = (self._num_parts - 1 if self._num_parts else self._num_targets) * self._part_size
+            self.found.images = sorted({first + row % self._part_size for row in rows})
 
     def _see_gradient(self, name: str, gradient: Tensor | None) -> None:
         if not self.found.first_gradient and gradient is not None and not torch.isfinite(gradient).all():
@@ -264,6 +272,8 @@ def render(replays: list[Replay], records: list[dict[str, Any]], drop_path: floa
         lines.append(f"  first module with an output that is not finite: {found.first_module or 'none'}")
         if len(found.images) == len(step["positions"]):
             lines.append("    in the rows of all images of the batch")
+        elif len(found.images) * step["num_micro_batches"] == len(step["positions"]):
+            lines.append(f"    in the rows of all images of micro-batch {found.images[0] // len(found.images)}")
         else:
             lines += [
                 f"    image {i} of the batch, position {step['positions'][i]}: {step['images'][i]}"

@@ -24,6 +24,7 @@ from dinoengine.checkpoint.sharded import (
     read_sharded,
     remove_checkpoint,
     remove_unfinished,
+    rename_checkpoint,
     write_sharded,
 )
 
@@ -110,6 +111,33 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path: Path) -> None:
     assert read_checkpoint(good)["iteration"] == 1
     remove_checkpoint(good)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"shards": 1, "files": {}}'])
+def test_a_damaged_manifest_is_left_for_its_reader(tmp_path: Path, content: str) -> None:
+    """Cleaning up before a resume must neither stop at it nor remove shares of which it cannot be said whose they are."""
+    for iteration in (1, 2):
+        write_sharded(str(tmp_path / f"model_000000{iteration}.dcp"), _data(float(iteration)))
+        os.makedirs(tmp_path / f"model_000000{iteration}.dcp" / "shards_dead0000")
+    (tmp_path / "model_0000001.dcp" / MANIFEST).write_text(content)
+    before = sorted(os.listdir(tmp_path / "model_0000001.dcp"))
+    assert remove_unfinished(str(tmp_path)) == ["model_0000002.dcp/shards_dead0000"]
+    assert sorted(os.listdir(tmp_path / "model_0000001.dcp")) == before
+    with pytest.raises(UnreadableCheckpointError, match=f"damaged: its {MANIFEST} is not what was written"):
+        read_sharded(str(tmp_path / "model_0000001.dcp"))
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_folder_of_shares_takes_the_name_of_another(tmp_path: Path, is_finished: bool) -> None:
+    """As damaged checkpoints are put aside, the second time as well; ``os.replace`` refuses a folder that holds files."""
+    old, new = str(tmp_path / "damaged_0000001.dcp"), str(tmp_path / "model_0000001.dcp")
+    write_sharded(old, _data(1.0))
+    if not is_finished:
+        os.remove(os.path.join(old, MANIFEST))
+    write_sharded(new, _data(2.0))
+    rename_checkpoint(new, old)
+    assert os.listdir(tmp_path) == ["damaged_0000001.dcp"]
+    assert read_checkpoint(old)["iteration"] == 2
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest", "no manifest", "leads out"])

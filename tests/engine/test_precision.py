@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dinoengine.config import CfgNode
+from dinoengine.config import CfgNode, ConfigError
 from dinoengine.engine import default_argument_parser, default_setup
 from dinoengine.engine import precision as precision_module
 from dinoengine.engine.precision import resolve_precision, time_products
@@ -36,10 +36,28 @@ def test_the_faster_one_is_chosen_and_logged(
     assert "fp32 1000.00 ms" in caplog.text
 
 
-@pytest.mark.parametrize("saved", ["bf16", "fp32", "fp16"])
-def test_a_resumed_run_keeps_what_it_had(tiny_cfg: CfgNode, saved: str) -> None:
-    earlier: list[dict[str, Any]] = [{"SEED": 1}, {"SOLVER": {"AMP": {"ENABLED": True, "PRECISION": saved}}}]
-    assert saved == resolve_precision(_auto(tiny_cfg), lambda: earlier, _never).SOLVER.AMP.PRECISION
+def _saved(precision: str) -> list[dict[str, Any]]:
+    return [{"SEED": 1}, {"SOLVER": {"AMP": {"ENABLED": True, "PRECISION": precision}}}]
+
+
+@pytest.mark.parametrize(("saved", "device"), [("bf16", "cpu"), ("fp32", "cpu"), ("fp16", "cuda")])
+def test_a_resumed_run_keeps_what_it_had(tiny_cfg: CfgNode, saved: str, device: str) -> None:
+    tiny_cfg.MODEL.DEVICE = device
+    assert saved == resolve_precision(_auto(tiny_cfg), lambda: _saved(saved), _never).SOLVER.AMP.PRECISION
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.DEVICE", "cpu", "SOLVER.AMP.PRECISION fp16 needs CUDA"),
+        ("MODEL.PARALLEL", "fsdp", "SOLVER.AMP.PRECISION fp16 is not possible with MODEL.PARALLEL fsdp"),
+    ],
+)
+def test_what_it_had_must_be_possible_now(tiny_cfg: CfgNode, key: str, value: str, message: str) -> None:
+    """A run in fp16, resumed with auto on a CPU or in shares: the checks before saw "auto" and had nothing to say."""
+    tiny_cfg.merge_from_list(["MODEL.DEVICE", "cuda", key, value])
+    with pytest.raises(ConfigError, match=message):
+        resolve_precision(_auto(tiny_cfg), lambda: _saved("fp16"), _never)
 
 
 def test_nothing_is_measured_for_what_is_said(tiny_cfg: CfgNode) -> None:

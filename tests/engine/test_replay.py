@@ -22,7 +22,9 @@ from dinoengine.engine.replay import (
     state_before,
     verdict,
 )
+from dinoengine.modeling import VisionTransformer
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
+from dinoengine.structures import PickedTokens
 from dinoengine.utils import comm
 from tests.tools.tools import load_tool
 
@@ -126,6 +128,38 @@ def test_one_image_that_is_not_finite_is_named(quick: CfgNode, tmp_path: Path, m
     assert found[0].first_gradient != ""
     assert verdict(found, []).startswith("not finite here (loss nan); there is no record")
     assert f"position 2: {found[0].step['images'][2]}" in render(found, [], 0.0)
+
+
+@pytest.mark.parametrize(("side", "module"), [("teacher", "teacher.backbone"), ("student", "student.backbone")])
+def test_an_image_of_a_later_micro_batch_is_named(
+    quick: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str, module: str
+) -> None:
+    """The teacher goes through all micro-batches before the first of them reaches the model."""
+    out = _run(quick, None, SOLVER__MAX_ITER=2, SOLVER__NUM_MICRO_BATCHES=2, MODEL__LOSS__KOLEO_GROUP_SIZE=2)
+    cfg, _ = replay_config(str(out), [], None, str(tmp_path / "scratch"))
+    original, calls = VisionTransformer.pick_tokens, {"teacher": 0, "student": 0}
+
+    def poisoned(self: VisionTransformer, *args: Any) -> list[PickedTokens]:
+        picked = original(self, *args)
+        mine = "student" if self.training else "teacher"
+        calls[mine] += 1
+        if (mine, calls[mine]) == (side, 2):
+            with torch.no_grad():
+                picked[0].cls_token[3] = torch.nan  # two views of two images: the second view of its image 1
+        return picked
+
+    monkeypatch.setattr(VisionTransformer, "pick_tokens", poisoned)
+    found = replay(cfg, str(out), 0)
+    assert (found[0].first_module, found[0].images) == (module, [3])
+    assert f"image 3 of the batch, position 3: {found[0].step['images'][3]}" in render(found, [], 0.0)
+
+
+def test_all_images_of_a_micro_batch_are_one_line(quick: CfgNode, capsys: pytest.CaptureFixture[str]) -> None:
+    out = _run(quick, 1, SOLVER__NUM_MICRO_BATCHES=2, MODEL__LOSS__KOLEO_GROUP_SIZE=2)
+    assert tool.main(["--run", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "in the rows of all images of micro-batch 0" in printed
+    assert printed.rstrip().endswith("verdict: reproduced")
 
 
 def test_recorded_steps_are_found_and_wrong_input_is_refused(

@@ -196,6 +196,15 @@ def test_the_drawn_seed_of_a_run_is_that_of_its_fork(finished: Path, tmp_path: P
     assert first["SEED"] == second["SEED"] >= 0
 
 
+def test_a_source_may_end_in_a_slash_as_a_shell_completes_it(finished: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "model_0000001.dcp"
+    shards.mkdir()
+    (shards / "manifest.json").write_text("{}")
+    for source in (f"{shards}", f"{shards}/", f"{shards}//"):
+        assert checkpoint_to_fork(source) == str(shards)
+    assert checkpoint_to_fork(f"{finished}/") == str(finished / "model_final.pth")
+
+
 def test_nothing_to_fork_from_is_said_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
 from dinoengine.config import CfgNode
-from dinoengine.engine.sharding import sharding_units
+from dinoengine.data import build_train_loader
+from dinoengine.engine.sharding import build_sharded, sharding_units
 from dinoengine.modeling import build_model
 
 
@@ -32,3 +39,29 @@ def test_units_are_the_blocks_and_the_heads_of_both_sides(tiny_cfg: CfgNode) -> 
         "ls1.gamma",
         "ls2.gamma",
     }
+
+
+@pytest.mark.parametrize(
+    ("enabled", "precision", "expected"),
+    [
+        (True, "bf16", torch.bfloat16),
+        (True, "fp32", torch.float32),  # what "auto" may choose
+        (False, "bf16", torch.float32),
+    ],
+)
+def test_products_are_gathered_in_the_precision_of_the_run(
+    tiny_cfg: CfgNode, tmp_path: Path, enabled: bool, precision: str, expected: torch.dtype
+) -> None:
+    tiny_cfg.merge_from_list(["SOLVER.AMP.ENABLED", enabled, "SOLVER.AMP.PRECISION", precision, "SEED", 0])
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = build_sharded(tiny_cfg, build_model)
+        seen: dict[str, torch.dtype] = {}
+        backbone = model.student["backbone"]  # type: ignore[index, union-attr]
+        for name, layer in (("product", backbone.blocks[0].attn.qkv), ("norm", backbone.blocks[0].norm1)):
+            layer.register_forward_pre_hook(lambda m, args, name=name: seen.__setitem__(name, m.weight.dtype))
+        with torch.autocast("cpu", torch.bfloat16, enabled=expected == torch.bfloat16):
+            model(next(iter(build_train_loader(tiny_cfg))))
+    finally:
+        dist.destroy_process_group()
+    assert seen == {"product": expected, "norm": torch.float32}

@@ -14,10 +14,10 @@ import pytest
 from dinoengine.checkpoint import Checkpointer
 from dinoengine.config import CfgNode, validate
 from dinoengine.engine import SSLTrainer, hooks
+from dinoengine.engine.arguments import default_argument_parser
 from dinoengine.engine.command import train_or_evaluate
 from dinoengine.engine.hooks import CollapseError, CollapseGuard
 from dinoengine.engine.hooks.collapse_symptoms import ADVICE, STEP_KINDS, TEST_KINDS, Scales
-from dinoengine.engine.setup import default_argument_parser
 from dinoengine.utils.registry import suggest
 from tests.engine.toys import IdleTrainer, ToyModel
 from tests.test_architecture import _keys

@@ -160,6 +160,18 @@ def test_picked_tokens_equal_those_of_whole_views(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(got, plain)
 
 
+def test_packed_attention_is_for_training_alone() -> None:
+    """A model trained with it on CUDA is evaluated anywhere, and its teacher has crops of one size."""
+    images, patches = [torch.randn(2, 3, 8, 8)], [torch.tensor([1, 6])]
+    vit, packed = _vit().eval(), _vit().eval()
+    packed.execution = Execution(attention="varlen")
+    torch.testing.assert_close(packed(images[0]).cls_token, vit(images[0]).cls_token, rtol=0, atol=0)
+    (expected,), (got,) = vit.pick_tokens(images, [None], patches), packed.pick_tokens(images, [None], patches)
+    assert torch.equal(got.patches, expected.patches)
+    with pytest.raises(ValueError, match="MODEL.ATTENTION varlen does not work on cpu"):
+        packed.train().pick_tokens(images, [None], patches)
+
+
 def test_what_was_not_picked_has_no_last_feed_forward() -> None:
     vit = _vit(depth=2).eval()
     rows: list[int] = []
