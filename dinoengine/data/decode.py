@@ -33,6 +33,7 @@ import numpy as np
 
 from dinoengine.data.reduced_decode import reduce_before_loading
 from dinoengine.utils.file_io import is_url, read_bytes
+from dinoengine.utils.printable import printable
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Pillow's own bound, above which it refuses to open a file whatever we say.
@@ -59,7 +60,7 @@ class UnreadableImageError(OSError):
     """
 
     def __init__(self, path: str, cause: str) -> None:
-        super().__init__(f"{path} is not a readable image ({cause}). Remove or repair the file.")
+        super().__init__(f"{printable(path)} is not a readable image ({cause}). Remove or repair the file.")
         self.path = path
         self.cause = cause
 

@@ -22,6 +22,7 @@ from dinoengine.data.crop_recipe import CropRecipe, by_channels, to_tensor
 from dinoengine.data.display import Display, class_colours, with_masked_patches
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
+from dinoengine.utils.printable import printable
 
 _GLOBAL_BOX, _LOCAL_BOX = (235, 87, 38), (45, 125, 210)
 _NUM_STEPS = 5
@@ -263,4 +264,5 @@ def _probabilities(values: Sequence[float]) -> list[str]:
 
 
 def _end_of(name: str, letters: int = 60) -> str:
+    name = printable(name)
     return name if len(name) <= letters else f"...{name[-letters:]}"

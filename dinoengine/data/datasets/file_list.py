@@ -16,6 +16,7 @@ from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import FileDataset
 from dinoengine.data.path_table import PathTable
 from dinoengine.utils.file_io import is_file, is_url, read_bytes
+from dinoengine.utils.printable import printable
 from dinoengine.utils.registry import suggest
 
 _ENDINGS = (".txt", ".csv", ".parquet")
@@ -96,7 +97,7 @@ class FileList(FileDataset):
             checked += far[:: max(1, len(far) // _NUM_URLS_CHECKED)]
             missing = [path for path, there in zip(checked, threads.map(is_file, checked), strict=True) if not there]
         if missing:
-            shown = "\n".join(f"  {path}" for path in missing[:_NUM_SHOWN])
+            shown = "\n".join(f"  {printable(path)}" for path in missing[:_NUM_SHOWN])
             raise FileNotFoundError(
                 f"{len(missing)} of the {len(checked)} files that {self.file} lists are missing. Relative paths start at "
                 f"{self.root} (key root=); with check=false missing files count as bad images. The first of them:\n{shown}"

@@ -19,6 +19,7 @@ from dinoengine.data.folder_scan import is_image
 from dinoengine.data.path_table import PathTable
 from dinoengine.data.tar_index import expand_braces, read_member, tar_members
 from dinoengine.utils.file_io import is_url, local_folder, local_path
+from dinoengine.utils.printable import printable
 
 _LABEL_ENDING = ".cls"
 _NO_LABEL = -1
@@ -48,7 +49,7 @@ class TarImages(ImageDataset):
         """
         self.shards = shards
         if missing := [shard for shard in shards if not os.path.isfile(shard)]:
-            listed = "\n".join(f"  {shard}" for shard in missing[:5])
+            listed = "\n".join(f"  {printable(shard)}" for shard in missing[:5])
             raise FileNotFoundError(f"{len(missing)} of {len(shards)} shards are missing. The first of them:\n{listed}")
         arrays = _index(shards)
         self._names = PathTable(arrays["names"], arrays["ends"])
