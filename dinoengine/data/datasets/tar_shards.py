@@ -51,7 +51,7 @@ class TarImages(ImageDataset):
         if missing := [shard for shard in shards if not os.path.isfile(shard)]:
             listed = "\n".join(f"  {printable(shard)}" for shard in missing[:5])
             raise FileNotFoundError(f"{len(missing)} of {len(shards)} shards are missing. The first of them:\n{listed}")
-        arrays = _index(shards)
+        arrays, self._index_file = _index(shards)
         self._names = PathTable(arrays["names"], arrays["ends"])
         self._shard_of: np.ndarray = arrays["shard_of"]
         self._places: np.ndarray = arrays["places"]
@@ -71,6 +71,10 @@ class TarImages(ImageDataset):
         offset, size = self._places[index]
         data = read_member(self.shards[self._shard_of[index]], int(offset), int(size))
         return self.read_bytes(data, self.describe(index))
+
+    @property
+    def index_files(self) -> list[str]:
+        return [] if self._index_file is None else [self._index_file]
 
     def describe(self, index: int) -> str:
         return f"{self.shards[self._shard_of[index]]}/{self._names[index]}"
@@ -133,14 +137,15 @@ def _fetched(path: str) -> str:
         return path  # to be counted with those that are missing
 
 
-def _index(shards: list[str]) -> dict[str, np.ndarray]:
+def _index(shards: list[str]) -> tuple[dict[str, np.ndarray], str | None]:
+    """(the arrays, the file that keeps them if one does)."""
     facts = {"version": _VERSION, "shards": [[path, (s := os.stat(path)).st_size, s.st_mtime_ns] for path in shards]}
     key = hashlib.sha256("\0".join(shards).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     kept = os.path.join(cache_folder(), "index", f"{key}.tars")
     try:
         content = read_arrays(kept)
         if content.facts == facts:
-            return content.arrays
+            return content.arrays, kept
     except (OSError, ValueError):
         pass  # there is none that is whole
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
@@ -156,10 +161,10 @@ def _index(shards: list[str]) -> dict[str, np.ndarray]:
     try:
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         write_arrays(kept, facts, arrays)
-        return read_arrays(kept).arrays
+        return read_arrays(kept).arrays, kept
     except OSError as error:
         logger.warning(f"The index of {len(shards)} shards cannot be kept in {kept} ({error.strerror}).")
-        return arrays
+        return arrays, None
 
 
 def _images_of(shard: str) -> _Found:
