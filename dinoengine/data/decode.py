@@ -141,7 +141,7 @@ def _faults_of(where: str) -> Iterator[None]:
     except Exception as error:
         if is_machine_fault(error):
             raise
-        raise UnreadableImageError(where, _cause(error)) from error
+        raise UnreadableImageError(where, _cause(error, where)) from error
 
 
 def use_file(path: str, use: Callable[[IO[bytes]], Result]) -> Result:
@@ -178,11 +178,12 @@ def use_bytes(data: bytes, where: str, use: Callable[[IO[bytes]], Result]) -> Re
         return use(io.BytesIO(data))
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, where: str) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return f"not one of {', '.join(FORMATS)}"
+        is_array = where.lower().endswith(".npy")
+        return f"not one of {', '.join(FORMATS)}" + ("; arrays need INPUT.FORMAT channels" if is_array else "")
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, Image.DecompressionBombError):
