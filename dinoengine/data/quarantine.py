@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
+from dinoengine.data.text_file import open_text
 from dinoengine.utils.file_io import atomic_write
 from dinoengine.utils.printable import printable
 
@@ -86,7 +87,7 @@ def without_quarantined(dataset: ImageDataset, files: Sequence[str]) -> ImageDat
 
     Raises:
         FileNotFoundError: if a list does not exist.
-        ValueError: if nothing is left of the dataset, or of one of several.
+        ValueError: if a list is no text, or nothing is left of the dataset, or of one of several.
     """
     if not files:
         return dataset
@@ -117,9 +118,10 @@ def read_quarantine(file: str) -> set[str]:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ValueError: if it is no text.
     """
     try:
-        with open(file, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        with open_text(file, newline="\n", what="The quarantine list (DATASETS.QUARANTINE) ") as lines:
             names = (line.rstrip("\r\n") for line in lines)
             return {name for name in names if name and not name.startswith("#")}
     except FileNotFoundError:
