@@ -84,6 +84,8 @@ class TarImages(ImageDataset):
 class WebDataset(TarImages):
     """``wds:/p/shard-{000..099}.tar``: shards of webdataset, read by index; ``*`` and ``?`` work as well.
 
+    Of URLs ``{000..099}`` works everywhere, and ``*`` where folders can be listed: not over http.
+
     A sample is the members with one name up to the first dot; its image is the one with the ending of an image, its label
     the whole number in its ``.cls``. There are labels if all samples have one. Shards behind URLs are fetched into iopath's
     cache once.
@@ -127,7 +129,13 @@ class ImageNet22k(TarImages):
 
 
 def _matching(pattern: str) -> list[str]:
-    return [pattern] if is_url(pattern) else sorted(glob.glob(pattern)) or [pattern]
+    if not is_url(pattern):
+        return sorted(glob.glob(pattern)) or [pattern]
+    if "*" not in pattern:  # the "?" of a URL begins its query
+        return [pattern]
+    from dinoengine.utils.url_handlers import urls_matching
+
+    return urls_matching(pattern) or [pattern]
 
 
 def _fetched(path: str) -> str:
