@@ -66,6 +66,11 @@ setup(
             "hypothesis",
             "opencv-python-headless",
             "tifffile",
+            # a server of s3:// on this machine
+            "s3fs",
+            "moto[s3]",
+            "flask",
+            "flask-cors",
             "ruff==0.17.5",
             "mypy==2.4.1",
             "types-PyYAML",

@@ -37,7 +37,8 @@ _DESCRIPTION = """
 Read every image of a dataset with several processes and write into a folder
 
   report.html      one page: findings, sizes, pixel mean and std, speed, pictures of what looks alike
-  manifest.csv     a row per image: size, mode, hashes, groups, or why it cannot be read
+  manifest.csv     a row per image: size, mode, hashes, groups, or why it cannot be read; list:DIR/manifest.csv is a
+                   dataset of the images where they are files, not members of shards
   quarantine.txt   images to leave out, for DATASETS.QUARANTINE
 
 It finds images that are damaged, empty, tiny, huge or blank, exact and near duplicates, and with --against images that a
@@ -145,6 +146,11 @@ def check(args: argparse.Namespace) -> None:
     print("\n".join(page.speed))
     if unlisted:
         print(f"\n{len(unlisted)} name(s) cannot be in a list, because of line breaks or a leading #: {unlisted[0]!r}")
+    if dataset.path(0) is None:
+        print(
+            f"\nThe images are no files of their own, so {manifest} is a table to read, and list: does not take it. Train "
+            "on the dataset itself, and leave images out by DATASETS.QUARANTINE."
+        )
     print(f"\nWritten: {page_file}, {manifest}, {quarantine}")
 
 

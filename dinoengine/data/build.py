@@ -32,6 +32,7 @@ from dinoengine.data.samplers import (
 from dinoengine.data.streams import NUM_REPLACEMENTS, LabelledStream, TrainingStream
 from dinoengine.data.uneven_samplers import ClassBalancedSampler, WeightedSampler, read_sample_weights
 from dinoengine.utils import comm
+from dinoengine.utils.printable import printable
 
 
 class EvaluationImages(Dataset[LabelledImage]):
@@ -50,7 +51,7 @@ class EvaluationImages(Dataset[LabelledImage]):
             cropped_mask = None if mask is None else self.transform.mask(mask)
             return LabelledImage(image, self.dataset.label(index), index, cropped_mask)
         except Exception as error:
-            raise DataError(f"Loading or cropping {self.dataset.describe(index)} failed: {error}") from error
+            raise DataError(f"Loading or cropping {printable(self.dataset.describe(index))} failed: {error}") from error
 
 
 def build_mask_plan(cfg: CfgNode) -> MaskPlan | None:

@@ -6,6 +6,7 @@ import time
 
 from dinoengine.data.catalog import build_dataset
 from dinoengine.data.datasets import ImageNet
+from dinoengine.utils.printable import printable
 
 
 def build_index(text: str, *, dump_extra: bool = False) -> str:
@@ -21,11 +22,10 @@ def build_index(text: str, *, dump_extra: bool = False) -> str:
     dataset = build_dataset(text)
     seconds = time.monotonic() - start
     classes = "no labels" if dataset.class_names is None else f"{len(dataset.class_names):,} classes"
-    index = getattr(dataset, "index", None)
-    kept = getattr(index, "file", None) or "none is kept"
+    kept = ", ".join(dataset.index_files) or "none is kept"
     lines = [f"{text}: {len(dataset):,} images, {classes}, in {seconds:.1f} s; index: {kept}"]
     if dump_extra:
         if not isinstance(dataset, ImageNet):
             raise ValueError(f"--dump-extra writes the index files of ImageNet:...; {text!r} is none.")
         lines += [f"  wrote {file}" for file in dataset.dump_extra()]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

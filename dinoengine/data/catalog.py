@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
-from dinoengine.data.dataset_string import GRAMMAR, arguments_for, parse
+from dinoengine.data.dataset_string import GRAMMAR, arguments_for, misspelt_key, parse
 from dinoengine.utils.registry import Registry, UnknownNameError, suggest
 
 DATASET_REGISTRY = Registry("DATASET")
@@ -111,6 +111,10 @@ def build_dataset(text: str) -> ImageDataset:
     return dataset
 
 
+# Errors of a dataset that another string would not meet.
+_OF_THE_STRING = (FileNotFoundError, NotADirectoryError, ValueError)
+
+
 def _make(text: str) -> ImageDataset:
     if text in DatasetCatalog:
         return DatasetCatalog.get(text)
@@ -126,7 +130,15 @@ def _make(text: str) -> ImageDataset:
             f"No dataset {name!r} (in {text!r}){hint}. Known: {', '.join(known)}. Grammar: {GRAMMAR}."
         )
     builder = DATASET_REGISTRY.get(name)
-    dataset: ImageDataset = builder(**arguments_for(text, builder))
+    arguments = arguments_for(text, builder)
+    try:
+        dataset: ImageDataset = builder(**arguments)
+    except _OF_THE_STRING as error:
+        # What a dataset says is of the paths it made of the string, or of the library it wraps.
+        kind = next(kind for kind in _OF_THE_STRING if isinstance(error, kind))
+        said = f"{error}" if repr(text) in str(error) else f"Dataset {text!r}: {error}"
+        hint = misspelt_key(text, builder)
+        raise kind(f"{said}{chr(10) if chr(10) in said else ' '}{hint}" if hint else said) from error
     return dataset
 
 

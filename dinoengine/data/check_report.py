@@ -14,6 +14,7 @@ from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.dataset_check import NOT_IN_A_GROUP, Duplicates, Inspected, Leaks
 from dinoengine.data.dataset_findings import BLANK, HUGE, TINY, Finding
 from dinoengine.data.decode import to_format
+from dinoengine.utils.printable import printable_lines
 
 _THUMBNAIL_PX = 112
 _MOST_GROUPS = 6
@@ -227,5 +228,4 @@ def _figure(dataset: ImageDataset, index: int) -> str:
 
 
 def _text(text: str) -> str:
-    # A name that is no UTF-8 cannot be written as it is.
-    return escape(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    return escape(printable_lines(text))

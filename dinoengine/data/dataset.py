@@ -121,6 +121,11 @@ class ImageDataset(abc.ABC):
         self.num_channels = num_channels
 
     @property
+    def index_files(self) -> list[str]:
+        """Files in which an index of the images is kept; none where there is no index, or it is in memory alone."""
+        return []
+
+    @property
     def has_labels(self) -> bool:
         return self.class_names is not None
 

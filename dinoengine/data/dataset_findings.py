@@ -105,7 +105,10 @@ def save_quarantine(file: str, inspected: Inspected, found: list[Finding], names
 def save_manifest(
     file: str, inspected: Inspected, duplicates: Duplicates, leaks: Leaks | None, other: Inspected | None
 ) -> None:
-    """Write a table of the images, a row each, as CSV; ``list:<file>`` is a dataset of them (the bad ones included).
+    """Write a table of the images, a row each, as CSV.
+
+    Where images are files ``list:<file>`` is a dataset of them (the bad ones included); of members of shards it is a table
+    to read, which no dataset string takes.
 
     Columns: path (what the dataset calls it), label where there are labels, state ("good" or the kind of a bad one), cause,
     bytes, width, height, mode, content and look (hashes, hexadecimal), duplicate_group, near_group (numbers; empty: alone),

@@ -83,6 +83,19 @@ def arguments_for(text: str, builder: Callable[..., Any]) -> dict[str, Any]:
     return arguments
 
 
+def misspelt_key(text: str, builder: Callable[..., Any]) -> str:
+    """A sentence for the error of a dataset whose free text, a path mostly, has ``key=value`` in it; else nothing."""
+    parsed, parameters = parse(text), _Parameters(builder)
+    for part in parsed.parts:
+        if part.key is not None and not parameters.takes(part.key):
+            known = list(parameters.named)
+            return (
+                f"{part.text!r} looks like a key, and {parsed.name}: has none of that name{suggest(part.key, known)}, so "
+                f"it was taken for a part of {known[0]}. The keys of {parsed.name}: are {', '.join(known)}."
+            )
+    return ""
+
+
 def converted(text: str, key: str, value: Any, kind: Any) -> Any:
     """A value as a parameter of type ``kind`` wants it; text is read as such, other values (of JSON) must be of the type.
 

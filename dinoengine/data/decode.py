@@ -33,6 +33,7 @@ import numpy as np
 
 from dinoengine.data.reduced_decode import reduce_before_loading
 from dinoengine.utils.file_io import is_url, read_bytes
+from dinoengine.utils.printable import printable
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Pillow's own bound, above which it refuses to open a file whatever we say.
@@ -59,7 +60,7 @@ class UnreadableImageError(OSError):
     """
 
     def __init__(self, path: str, cause: str) -> None:
-        super().__init__(f"{path} is not a readable image ({cause}). Remove or repair the file.")
+        super().__init__(f"{printable(path)} is not a readable image ({cause}). Remove or repair the file.")
         self.path = path
         self.cause = cause
 
@@ -140,7 +141,7 @@ def _faults_of(where: str) -> Iterator[None]:
     except Exception as error:
         if is_machine_fault(error):
             raise
-        raise UnreadableImageError(where, _cause(error)) from error
+        raise UnreadableImageError(where, _cause(error, where)) from error
 
 
 def use_file(path: str, use: Callable[[IO[bytes]], Result]) -> Result:
@@ -177,11 +178,12 @@ def use_bytes(data: bytes, where: str, use: Callable[[IO[bytes]], Result]) -> Re
         return use(io.BytesIO(data))
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, where: str) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return f"not one of {', '.join(FORMATS)}"
+        is_array = where.lower().endswith(".npy")
+        return f"not one of {', '.join(FORMATS)}" + ("; arrays need INPUT.FORMAT channels" if is_array else "")
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, Image.DecompressionBombError):

@@ -55,6 +55,11 @@ class FileIndex:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def files(self) -> list[str]:
+        """``file``, if there is one."""
+        return [] if self.file is None else [self.file]
+
     def path(self, index: int) -> str:
         """Absolute path of an image."""
         return os.path.join(self.root, self.paths[index])

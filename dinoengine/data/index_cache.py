@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dinoengine.data.array_file import read_arrays
 from dinoengine.data.file_index import cache_folder
 from dinoengine.utils.file_io import remove_stale_temporaries
+from dinoengine.utils.printable import printable
 
 _ENDINGS = (".index", ".tars")
 _LOCK_ENDING = ".lock"
@@ -64,7 +65,7 @@ def describe_indexes(indexes: list[KeptIndex], folder: str) -> str:
         for index in indexes
     ]
     total = sum(index.num_bytes for index in indexes)
-    return "\n".join([*lines, f"{len(indexes)} index(es), {total:,} bytes, in {folder}"])
+    return "\n".join([*map(printable, lines), f"{len(indexes)} index(es), {total:,} bytes, in {folder}"])
 
 
 def _look_at(path: str) -> KeptIndex:

@@ -15,6 +15,7 @@ from dinoengine.data.channels import Channels
 from dinoengine.data.decode import is_machine_fault, read_image_bytes
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.reduced_decode import whole_size
+from dinoengine.utils.printable import printable
 
 READ, DECODE, AUGMENT, COLLATE, TRANSFER = "read", "decode", "augment", "collate", "transfer"
 _FAST = "augment fast"
@@ -145,9 +146,8 @@ def _time_images(stream: Any, fast: Any, num_images: int) -> _Timed:
         good.append(position)
         sides += min(whole_size(image)[0])
     if not good:
-        raise ValueError(
-            f"None of the first {num_images} images can be loaded, the first is {dataset.describe(stream.index_at(0))}."
-        )
+        first = printable(dataset.describe(stream.index_at(0)))
+        raise ValueError(f"None of the first {num_images} images can be loaded, the first is {first}.")
     return _Timed(watch, good, num_bytes, sides)
 
 

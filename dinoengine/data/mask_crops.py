@@ -16,6 +16,7 @@ from dinoengine.data.dataset import DataError, ImageDataset
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.samplers import TrainingSampler
 from dinoengine.structures import IGNORE
+from dinoengine.utils.printable import printable
 
 
 class MaskCrop:
@@ -92,5 +93,5 @@ class MaskStream(Dataset[LabelledImage]):
             assert mask is not None
             crop = self.crop(image, mask, position_rng(self.seed, position, CROPS))
         except Exception as error:
-            raise DataError(f"Loading or cropping {self.dataset.describe(index)} failed: {error}") from error
+            raise DataError(f"Loading or cropping {printable(self.dataset.describe(index))} failed: {error}") from error
         return LabelledImage(crop[0], None, index, crop[1])

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
+from dinoengine.data.text_file import open_text
 from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.printable import printable
 
 _NUM_SHOWN = 3
 
@@ -85,7 +87,7 @@ def without_quarantined(dataset: ImageDataset, files: Sequence[str]) -> ImageDat
 
     Raises:
         FileNotFoundError: if a list does not exist.
-        ValueError: if nothing is left of the dataset, or of one of several.
+        ValueError: if a list is no text, or nothing is left of the dataset, or of one of several.
     """
     if not files:
         return dataset
@@ -99,13 +101,13 @@ def without_quarantined(dataset: ImageDataset, files: Sequence[str]) -> ImageDat
     kept = sum(map(len, remaining))
     logger.info("%s leaves out %d of %d images.", listed, len(dataset) - kept, len(dataset))
     if missing := sorted(names - found):
-        shown = "".join(f"\n  {name}" for name in missing[:_NUM_SHOWN])
+        shown = "".join(f"\n  {printable(name)}" for name in missing[:_NUM_SHOWN])
         logger.warning(
             "%d of the names of %s are of no image of DATASETS.TRAIN; a name must be that of the image character for "
             "character, as %s. The first of them:%s",
             len(missing),
             listed,
-            dataset.describe(0),
+            printable(dataset.describe(0)),
             shown,
         )
     return remaining[0] if len(remaining) == 1 else ConcatImageDataset(remaining)
@@ -116,9 +118,10 @@ def read_quarantine(file: str) -> set[str]:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ValueError: if it is no text.
     """
     try:
-        with open(file, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        with open_text(file, newline="\n", what="The quarantine list (DATASETS.QUARANTINE) ") as lines:
             names = (line.rstrip("\r\n") for line in lines)
             return {name for name in names if name and not name.startswith("#")}
     except FileNotFoundError:
@@ -163,6 +166,6 @@ def _without(dataset: ImageDataset, names: set[str], found: set[str]) -> ImageDa
     if len(left_out) == len(dataset):
         raise ValueError(
             f"DATASETS.QUARANTINE leaves out all {len(dataset)} images of a dataset, the first of them "
-            f"{dataset.describe(0)}. Give another dataset, or another list."
+            f"{printable(dataset.describe(0))}. Give another dataset, or another list."
         )
     return RemainingImages(dataset, left_out) if left_out else dataset

@@ -15,6 +15,7 @@ from dinoengine.data.reduced_decode import asking
 from dinoengine.data.samplers import PositionSampler
 from dinoengine.structures import BadImage
 from dinoengine.utils.env import hash_seed
+from dinoengine.utils.printable import printable
 
 # Images that are tried in place of one that cannot be used. If half of all are bad, one position in 2**17 finds none.
 NUM_REPLACEMENTS = 16
@@ -81,7 +82,7 @@ class TrainingStream(Dataset[CropSample]):
                 if is_machine_fault(error) or not self.num_replacements:
                     raise DataError(self._failed("Loading", index, position, error)) from error
                 bad[index] = BadImage(position, self.dataset.describe(index), _cause(error))
-        listed = "\n".join(f"  {image.path}: {image.cause}" for image in list(bad.values())[:3])
+        listed = "\n".join(f"  {printable(image.path)}: {printable(image.cause)}" for image in list(bad.values())[:3])
         raise DataError(
             f"Position {position} of the stream has no image that can be used: its own and {self.num_replacements} tries "
             f"to replace it met {len(bad)} bad image(s) and no good one. Check DATASETS.TRAIN; the first of them:\n{listed}"
@@ -93,7 +94,7 @@ class TrainingStream(Dataset[CropSample]):
         return asking(reduction and (lambda size: reduction(size, position_rng(self.seed, position, CROPS))))
 
     def _failed(self, doing: str, index: int, position: int, error: Exception) -> str:
-        return f"{doing} {self.dataset.describe(index)} (position {position} of the stream) failed: {error}"
+        return f"{doing} {printable(self.dataset.describe(index))} (position {position} of the stream) failed: {error}"
 
 
 def _cause(error: Exception) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from dinoengine.data import DataError
 from dinoengine.engine.launch import process_rank
+from dinoengine.utils.printable import printable_lines
 
 _SECONDS_FOR_RANK_0 = 3
 
@@ -31,12 +32,12 @@ def exit_on_user_error(*errors: type[Exception]) -> Iterator[None]:
         raise
     except expected as error:
         logging.getLogger("dinoengine").debug("Stopped by an error", exc_info=True)
-        rank = process_rank()
+        rank, message = process_rank(), printable_lines(str(error))
         if rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
         else:
             # Rank 0 mostly fails with the same message, and its end ends this process. What is left after a moment is
             # an error of this rank alone.
             time.sleep(_SECONDS_FOR_RANK_0)
-            print(f"error on rank {rank} ({socket.gethostname()}): {error}", file=sys.stderr)
+            print(f"error on rank {rank} ({socket.gethostname()}): {message}", file=sys.stderr)
         raise SystemExit(2) from None

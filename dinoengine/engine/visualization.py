@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 
 from dinoengine.config import CfgNode
-from dinoengine.data import LabelledStream, MultiCrop, SingleCrop, TrainingStream, build_test_loader, build_train_loader
+from dinoengine.data import (
+    DataError,
+    ImageDataset,
+    LabelledStream,
+    MultiCrop,
+    SingleCrop,
+    TrainingStream,
+    build_test_loader,
+    build_train_loader,
+)
 from dinoengine.data.augmentation import draw_crop_box
 from dinoengine.data.build import build_mask_plan
-from dinoengine.data.channels import Channels, image_format, in_format, size_of
+from dinoengine.data.channels import Channels, ImageFormat, image_format, in_format, size_of
 from dinoengine.data.collate import CropSample
 from dinoengine.data.contact_sheet import Row, Tile, contact_sheet
 from dinoengine.data.crop_backends import render_crops
@@ -22,6 +31,7 @@ from dinoengine.data.crop_recipe import CropRecipe, by_channels, to_tensor
 from dinoengine.data.display import Display, class_colours, with_masked_patches
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
+from dinoengine.utils.printable import printable
 
 _GLOBAL_BOX, _LOCAL_BOX = (235, 87, 38), (45, 125, 210)
 _NUM_STEPS = 5
@@ -40,7 +50,7 @@ class _Seen:
         self.norm = PixelNorm(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
         positions = range(min(num_images, len(self.stream.dataset)))
         self.samples: list[CropSample] = [self.stream[position] for position in positions]
-        self.images = [in_format(self.stream.dataset.load(s.image_index), self.format) for s in self.samples]
+        self.images = [_stored(self.stream.dataset, s.image_index, self.format) for s in self.samples]
         self.display = Display(self.format, [_whole(image) for image in self.images])
 
     def normalised(self, crops: Sequence[Tensor]) -> Tensor:
@@ -232,7 +242,7 @@ def _evaluation_sheet(seen: _Seen, num_images: int) -> Any:
     chosen = np.linspace(0, len(crops) - 1, min(num_images, len(crops))).round().astype(int).tolist()
     rows = []
     for index in chosen:
-        stored, found = in_format(crops.dataset.load(index), seen.format), crops[index]
+        stored, found = _stored(crops.dataset, index, seen.format), crops[index]
         tiles = [Tile(seen.shown(_whole(stored)), "{1} x {0} pixels".format(*size_of(stored)))]
         tiles.append(Tile(seen.shown(found.image), f"{found.image.shape[2]} x {found.image.shape[1]}"))
         if found.mask is not None:
@@ -245,6 +255,14 @@ def _evaluation_sheet(seen: _Seen, num_images: int) -> Any:
     notes = [f"{name}: {resized} (INPUT.TEST).", seen.display.describe()]
     columns = ["image", "evaluation crop", *(["classes"] if crops.dataset.mask_class_names else [])]
     return contact_sheet("Evaluation", notes, rows, columns, edge=224)
+
+
+def _stored(dataset: ImageDataset, index: int, wanted: ImageFormat) -> Any:
+    """The whole image at ``index``, as ``in_format`` gives it."""
+    try:
+        return in_format(dataset.load(index), wanted)
+    except ValueError as error:
+        raise DataError(f"{printable(dataset.describe(index))} cannot be shown: {error}") from error
 
 
 def _whole(image: Any) -> Tensor:
@@ -263,4 +281,5 @@ def _probabilities(values: Sequence[float]) -> list[str]:
 
 
 def _end_of(name: str, letters: int = 60) -> str:
+    name = printable(name)
     return name if len(name) <= letters else f"...{name[-letters:]}"

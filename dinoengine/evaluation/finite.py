@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dinoengine.data import ImageDataset
 from dinoengine.utils import comm
+from dinoengine.utils.printable import printable
 
 _MOST_NAMES = 5
 
@@ -60,7 +61,7 @@ class FiniteCheck:
             return
         some = bad[:_MOST_NAMES]
         describe = None if self.dataset is None else self.dataset.describe
-        which = f"images number {some}" if describe is None else ", ".join(describe(i) for i in some)
+        which = f"images number {some}" if describe is None else ", ".join(printable(describe(i)) for i in some)
         raise ValueError(
             f"The {self.what} of {len(bad)} of {num_seen} images are not finite, e.g. {which}. {self.cause}"
         )

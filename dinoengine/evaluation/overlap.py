@@ -11,6 +11,7 @@ from dinoengine.data import ImageDataset
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import is_url
 from dinoengine.utils.logger import log_first_n
+from dinoengine.utils.printable import printable
 
 # What the search for copies may cost: files whose size is asked for, and bytes that are read.
 MOST_FILES = 200_000
@@ -131,7 +132,7 @@ def _warn_of_copies(train_set: ImageDataset, test_set: ImageDataset, which: str)
             len(copies),
             len(test_set),
             which,
-            *next(iter(copies.items())),
+            *map(printable, next(iter(copies.items()))),
         )
 
 

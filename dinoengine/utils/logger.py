@@ -14,6 +14,7 @@ from termcolor import colored
 
 from dinoengine.utils.console import discard_stdout
 from dinoengine.utils.file_io import append_whole
+from dinoengine.utils.printable import printable_lines
 
 ROOT_NAME = "dinoengine"
 _PLAIN = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
@@ -27,9 +28,20 @@ class _ColourFormatter(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
+        text = printable_lines(text)
         colour = _LEVEL_COLOURS.get(record.levelname)
         level = f"{colored(record.levelname, colour, attrs=['bold'])} " if colour else ""
         return f"{time_and_name}: {level}{text}"
+
+
+class _PlainFormatter(logging.Formatter):
+    """A line for a file. Names in a message must not move the cursor of a terminal that shows it, in either formatter."""
+
+    def __init__(self) -> None:
+        super().__init__(_PLAIN, _DATE)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 class _StdoutHandler(logging.StreamHandler):
@@ -120,7 +132,7 @@ def setup_logger(output_dir: str | None = None, distributed_rank: int = 0, name:
         handler = _StdoutHandler()
         handler.setLevel(logging.INFO)
         is_terminal = hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
-        handler.setFormatter(_ColourFormatter() if is_terminal else logging.Formatter(_PLAIN, _DATE))
+        handler.setFormatter(_ColourFormatter() if is_terminal else _PlainFormatter())
         logger.addHandler(handler)
     if output_dir is not None:
         path = os.path.join(output_dir, "log.txt" if distributed_rank == 0 else f"log.txt.rank{distributed_rank}")
@@ -131,7 +143,7 @@ def setup_logger(output_dir: str | None = None, distributed_rank: int = 0, name:
             logger.removeHandler(old)
             old.close()
         file_handler = LogFile(path)
-        file_handler.setFormatter(logging.Formatter(_PLAIN, _DATE))
+        file_handler.setFormatter(_PlainFormatter())
         logger.addHandler(file_handler)
     return logger
 

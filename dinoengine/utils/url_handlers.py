@@ -5,15 +5,17 @@ A handler of your own for a protocol takes its place: ``path_manager().register_
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import io
 import logging
 import os
+import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -117,20 +119,20 @@ class FsspecHandler(_CachingHandler):
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         self._check_kwargs(kwargs)
         system, inner = file_system(path)
-        opened: IO[Any] = system.open(inner, mode)
+        with _errors_of(path):
+            opened: IO[Any] = system.open(inner, mode)
         return opened
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
-        system, inner = file_system(path)
-        return bool(system.isfile(inner))
+        return _type_of(path) == "file"
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
-        system, inner = file_system(path)
-        return bool(system.exists(inner))
+        return _type_of(path) is not None
 
     def _fetch(self, path: str, file: IO[bytes]) -> None:
-        system, inner = file_system(path)
-        system.get_file(inner, file)
+        # Not get_file(): of some file systems (s3) it takes a path only.
+        with _errors_of(path), self._open(path, "rb") as source:
+            shutil.copyfileobj(source, file, _CHUNK_BYTES)
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -153,20 +155,62 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, inner
 
 
+def _type_of(url: str) -> str | None:
+    """ "file" or "directory"; None if there is no such thing. Not isfile(), to which a refused login is no file either."""
+    system, inner = file_system(url)
+    try:
+        with _errors_of(url):
+            return str(system.info(inner)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def files_below(url: str) -> list[str]:
     """Paths of all files below the folder that a URL names, relative to it, in no order.
 
     Raises:
         ValueError: for http(s), which cannot list a folder; see also ``file_system``.
     """
-    if url.startswith(tuple(f"{protocol}://" for protocol in _HTTP)):
+    if _is_http(url):
         raise ValueError(
             f"The folder {url} cannot be listed: http has no such request. Name its files in a list, list:/p/files.txt "
             "with root=URL, or put them into shards, wds:URL."
         )
     system, inner = file_system(url)
     start = len(inner.rstrip("/")) + 1
-    return [path[start:] for path in system.find(inner)]
+    with _errors_of(url):
+        return [path[start:] for path in system.find(inner)]
+
+
+def urls_matching(pattern: str) -> list[str]:
+    """URLs of the files that a pattern with ``*``, ``?`` or ``[...]`` names, sorted.
+
+    Raises:
+        ValueError: for http(s), which cannot list a folder; see also ``file_system``.
+    """
+    if _is_http(pattern):
+        raise ValueError(
+            f"{pattern} has a '*', and http has no request to list what is there. Write the numbers, such as "
+            "shard-{000..099}.tar; a '*' that is part of the name is %2A."
+        )
+    system, inner = file_system(pattern)
+    with _errors_of(pattern):
+        return sorted(system.unstrip_protocol(path) for path in system.glob(inner))
+
+
+@contextlib.contextmanager
+def _errors_of(url: str) -> Iterator[None]:
+    """Libraries behind fsspec raise errors of their own, such as that there are no credentials: all become OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{url} cannot be read: {error}") from error
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(tuple(f"{protocol}://" for protocol in _HTTP))
 
 
 def _answer(url: str, method: str) -> Any:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dinoengine.data.build_index import build_index
+from dinoengine.data.index_cache import kept_indexes
 
 
 def test_the_index_is_made_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +27,13 @@ def test_the_index_is_made_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "index: none is kept" in build_index("synthetic:num_images=3:size=8")
     with pytest.raises(ValueError, match="index files of ImageNet"):
         build_index(f"folder:{tmp_path}/root", dump_extra=True)
+
+
+def test_the_index_of_shards_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINOENGINE_CACHE", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        Image.new("L", (8, 8)).save(tmp_path / "1.png")
+        tar.add(tmp_path / "1.png", "1.png")
+    for _ in range(2):  # made, then read
+        named = build_index(f"wds:{tmp_path}/s.tar").rpartition("index: ")[2]
+        assert [named] == [index.path for index in kept_indexes()]

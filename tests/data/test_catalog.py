@@ -304,3 +304,28 @@ def test_metadata_of_another_dataset_is_another():
     assert MetadataCatalog.get("test_metadata_a").size == 1
     with pytest.raises(AttributeError, match="colour"):
         _ = MetadataCatalog.get("test_metadata_a").colour
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("folder:/nowhere:splitt=train", r"^Dataset 'folder:/nowhere:splitt=train': .* does not exist\. 'splitt=train' looks like a key, and folder: has none of that name, .* part of root\. The keys of folder: are root, cached, arrays\.$"),
+        ("list:/nowhere.csv:lable=class", r"'lable=class' looks like a key, and list: has none of that name \(did you mean 'label'\?\)"),
+        ("wds:/nowhere.tar:x=1", "/nowhere.tar:x=1\n'x=1' looks like a key"),
+        ('folder:"/nowhere:splitt=train"', r"does not exist\.$"),
+        ("folder:/nowhere=a/b", r"does not exist\.$"),
+        ("masks:/nowhere", r"^Dataset 'masks:/nowhere': Image folder /nowhere/images does not exist\.$"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_string_that_was_given_and_a_key_that_may_be_misspelt(text: str, message: str) -> None:
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        build_dataset(text)
+
+
+def test_a_path_with_an_equal_sign_is_one_as_long_as_it_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a:splitt=train").mkdir()
+    Image.new("L", (1, 1)).save(tmp_path / "a:splitt=train" / "1.png")
+    assert len(build_dataset(f"folder:{tmp_path}/a:splitt=train")) == 1
+    (tmp_path / "a:splitt=train" / "1.png").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no image; found nothing.*looks like a key"):
+        build_dataset(f"folder:{tmp_path}/a:splitt=train")

@@ -134,3 +134,15 @@ def test_grey_images_get_one_channel_as_well(tmp_path: Path) -> None:
     rgb, grey = pixel_statistics(inspected).split("INPUT.FORMAT L:")
     assert rgb.count(f"{inspected.mean[0]:.4f}") == 3
     assert f"PIXEL_MEAN: [{inspected.mean[0]:.4f}]\n" in grey
+
+
+def test_names_are_shown_as_text_whatever_they_hold(tmp_path: Path) -> None:
+    (tmp_path / "<img src=x onerror=alert(1)>\x1b[2J\n&amp;.png").write_bytes(b"no image")
+    inspected = inspect_dataset(ImageFolder(str(tmp_path)), 0)
+    duplicates = find_duplicates(inspected, 0)
+    found = findings_of(inspected, duplicates, None, Limits())
+    page = render_page(Page("folder:<b>\x1b", "", [], []), inspected, found, duplicates, None, None)
+    assert "&lt;img src=x onerror=alert(1)&gt;\\x1b[2J" in page
+    assert "&amp;amp;.png" in page
+    assert "<img" not in page
+    assert "\x1b" not in page

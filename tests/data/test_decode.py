@@ -318,3 +318,17 @@ def test_no_descriptor_is_left_open(tmp_path: Path):
         with pytest.raises(UnreadableImageError):
             read_image(bad)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_name_with_control_bytes_is_shown_escaped_and_kept_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[2J\nerror: no.png"
+    path.write_bytes(b"no image")
+    with pytest.raises(UnreadableImageError, match=r"a\\x1b\[2J\\nerror: no\.png is not a readable image") as failed:
+        read_image(str(path))
+    assert failed.value.path == str(path)
+
+
+def test_an_array_is_told_what_reads_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "1.npy", np.zeros((2, 2, 3), dtype=np.uint8))
+    with pytest.raises(UnreadableImageError, match=r"1\.npy is not .*; arrays need INPUT\.FORMAT channels"):
+        read_image(str(tmp_path / "1.npy"))

@@ -129,3 +129,9 @@ def test_batches_are_the_same_with_and_without_a_list_of_other_names(tmp_path: P
     usual = positions()
     cfg.DATASETS.QUARANTINE = (_list(tmp_path / "list", "nothing"),)
     assert positions() == usual
+
+
+def test_an_image_is_no_list(tmp_path: Path) -> None:
+    (path,) = _images(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"^The quarantine list \(DATASETS\.QUARANTINE\) .*0\.png is no text"):
+        without_quarantined(ImageFolder(str(tmp_path)), (path,))

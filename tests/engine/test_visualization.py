@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dinoengine.config import CfgNode
-from dinoengine.data import build_train_loader
+from dinoengine.data import DataError, build_train_loader
 from dinoengine.engine import visualization
 from dinoengine.engine.visualization import make_sheets
 from tests.conftest import TINY_CLASSIFIER
@@ -121,3 +121,14 @@ def test_classes_of_masks_are_beside_the_evaluation_crop(
 def test_a_number_of_images_that_cannot_be(tiny_cfg: CfgNode) -> None:
     with pytest.raises(ValueError, match="The number of images must be 1 or more, got 0"):
         make_sheets(tiny_cfg, 0)
+
+
+def test_an_evaluation_set_of_other_channels_is_named(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    np.save(tmp_path / "1.npy", np.zeros((40, 40, 2), dtype=np.uint8))
+    tiny_cfg.merge_from_list(["INPUT.FORMAT", "channels", "INPUT.VALUE_RANGE", "(0, 255)"])
+    tiny_cfg.MODEL.PIXEL_MEAN, tiny_cfg.MODEL.PIXEL_STD = (0.5, 0.5), (0.2, 0.2)
+    tiny_cfg.DATASETS.TRAIN, tiny_cfg.DATASETS.TEST = (f"folder:{tmp_path}:arrays=true",), ("digits:split=test",)
+    with pytest.raises(
+        DataError, match=r"^digits:split=test\[0\] cannot be shown: it holds an array of shape \(8, 8, 1\)"
+    ):
+        make_sheets(tiny_cfg, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tarfile
 from itertools import islice
 from pathlib import Path
 
@@ -90,3 +91,11 @@ def test_a_dataset_that_is_all_bad(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "images" / "1.png").touch()
     check_dataset.main([f"folder:{tmp_path / 'images'}", "--output", str(tmp_path / "out"), "--workers", "0"])
     assert "0 of 1 images can be read" in capsys.readouterr().out
+
+
+def test_a_manifest_of_what_is_no_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        picture(1).save(tmp_path / "1.png")
+        tar.add(tmp_path / "1.png", "1.png")
+    check_dataset.main([f"wds:{tmp_path}/s.tar", "--output", str(tmp_path / "out"), "--workers", "0"])
+    assert re.search(r"manifest\.csv is a table to read, and list: does not take it", capsys.readouterr().out)

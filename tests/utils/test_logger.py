@@ -257,3 +257,15 @@ def test_lines_that_never_reach_the_file_are_counted_at_the_end(
     assert handler.num_lost == 3
     handler.close()
     assert "5 lines are missing" in capsys.readouterr().err
+
+
+def test_control_characters_in_a_message_reach_neither_terminal_nor_file(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for terminal in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", terminal)
+        setup_logger(str(tmp_path), name=f"{name}{terminal.isatty()}").warning("%s\nis bad", "a\x1b[2J.png")
+        shown = terminal.getvalue()
+        assert "a\\x1b[2J.png\nis bad" in shown
+        assert "\x1b[2J" not in shown
+    assert "\x1b" not in (tmp_path / "log.txt").read_text()

@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -15,14 +15,24 @@ import numpy as np
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import FileDataset
 from dinoengine.data.path_table import PathTable
+from dinoengine.data.text_file import open_text
 from dinoengine.utils.file_io import is_file, is_url, read_bytes
+from dinoengine.utils.printable import printable
 from dinoengine.utils.registry import suggest
 
 _ENDINGS = (".txt", ".csv", ".parquet")
+_LABEL = "label"
 _NUM_SHOWN = 5
 _NUM_THREADS = 16
 # Of files behind URLs only so many are asked for beforehand, each a request.
 _NUM_URLS_CHECKED = 100
+
+
+class _Table(NamedTuple):
+    """The names of all columns, and the values of those that were asked for; the others are empty."""
+
+    names: list[str]
+    columns: list[list[Any]]
 
 
 @DATASET_REGISTRY.register("list")
@@ -43,8 +53,8 @@ class FileList(FileDataset):
 
         Raises:
             FileNotFoundError: if the list or an image is missing; says how many and the first five.
-            ValueError: if the list has another ending, no such column, no entry, an empty path or label, or pyarrow is
-                missing, or what the protocol of a URL needs; says what to install.
+            ValueError: if the list has another ending, is no text, has no such column or two of them, no entry, an empty
+                path or label, or pyarrow is missing, or what the protocol of a URL needs; says what to install.
             OSError: if a URL cannot be read.
         """
         self.file = _absolute(file)
@@ -62,7 +72,7 @@ class FileList(FileDataset):
             paths, labels = _lines(self.file), None
         else:
             read = _read_csv if ending == ".csv" else _read_parquet
-            paths, labels = _columns(self.file, read(self.file), path, label)
+            paths, labels = _paths_and_labels(self.file, read(self.file, {path, label or _LABEL}), path, label)
         if not paths:
             raise ValueError(f"{self.file} lists no image.")
         self.root = _absolute(root).rstrip("/") if root else os.path.dirname(place)
@@ -96,47 +106,53 @@ class FileList(FileDataset):
             checked += far[:: max(1, len(far) // _NUM_URLS_CHECKED)]
             missing = [path for path, there in zip(checked, threads.map(is_file, checked), strict=True) if not there]
         if missing:
-            shown = "\n".join(f"  {path}" for path in missing[:_NUM_SHOWN])
+            of_shards = all(map(_is_in_shard, missing[:_NUM_SHOWN]))
+            shown = "\n".join(f"  {printable(path)}" for path in missing[:_NUM_SHOWN])
             raise FileNotFoundError(
                 f"{len(missing)} of the {len(checked)} files that {self.file} lists are missing. Relative paths start at "
                 f"{self.root} (key root=); with check=false missing files count as bad images. The first of them:\n{shown}"
+                + ("\nThese are members of shards, which a list cannot name; take wds: itself." if of_shards else "")
             )
+
+
+def _is_in_shard(path: str) -> bool:
+    shard, ending, _ = path.partition(".tar/")
+    return bool(ending) and os.path.isfile(f"{shard}.tar")
 
 
 def _absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def _open(path: str, encoding: str, newline: str | None = None) -> IO[str]:
-    if is_url(path):
-        return io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding, "surrogateescape", newline)
-    return open(path, encoding=encoding, errors="surrogateescape", newline=newline)
-
-
 def _lines(path: str) -> list[str]:
-    with _open(path, "utf-8") as file:
-        return [line for line in file.read().removeprefix("\ufeff").splitlines() if line.strip()]
+    with open_text(path) as file:
+        # Not splitlines(), which takes letters for ends of lines that names may have.
+        return [line for line in file.read().removeprefix("\ufeff").split("\n") if line.strip()]
 
 
-def _read_csv(path: str) -> dict[str, list[Any]]:
-    with _open(path, "utf-8-sig", newline="") as file:
+def _read_csv(path: str, wanted: set[str]) -> _Table:
+    with open_text(path, "utf-8-sig", newline="") as file:
         rows = csv.reader(file)
-        head = [name.strip() for name in next(rows, [])]
-        columns: dict[str, list[Any]] = {name: [] for name in head}
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(head):
-                raise ValueError(
-                    f"{path}, line {rows.line_num}: {len(row)} values, and there are {len(head)} columns: "
-                    f"{', '.join(head)}. Put a value with a comma in quotes."
-                )
-            for name, value in zip(head, row, strict=True):
-                columns[name].append(value)
-    return columns
+        try:
+            names = [name.strip() for name in next(rows, [])]
+            columns: list[list[Any]] = [[] for _ in names]
+            read = [i for i, name in enumerate(names) if name in wanted]
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(names):
+                    raise ValueError(
+                        f"{path}, line {rows.line_num}: {len(row)} values, and there are {len(names)} columns: "
+                        f"{', '.join(names)}. Put a value with a comma in quotes."
+                    )
+                for i in read:
+                    columns[i].append(row[i])
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {rows.line_num}: {error}. Is a quote not closed?") from error
+    return _Table(names, columns)
 
 
-def _read_parquet(path: str) -> dict[str, list[Any]]:
+def _read_parquet(path: str, wanted: set[str]) -> _Table:
     try:
         from pyarrow import parquet
     except ImportError as error:
@@ -145,19 +161,26 @@ def _read_parquet(path: str) -> dict[str, list[Any]]:
         table = parquet.read_table(io.BytesIO(read_bytes(path)) if is_url(path) else path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no parquet file that can be read: {error}.") from error
-    columns: dict[str, list[Any]] = table.to_pydict()
-    return columns
+    columns = [table.column(i).to_pylist() if name in wanted else [] for i, name in enumerate(table.column_names)]
+    return _Table(table.column_names, columns)
 
 
-def _columns(file: str, columns: dict[str, list[Any]], path: str, label: str) -> tuple[list[str], list[str] | None]:
-    """The paths, and the labels if there are any."""
-    label = label or ("label" if "label" in columns else "")
+def _paths_and_labels(file: str, table: _Table, path: str, label: str) -> tuple[list[str], list[str] | None]:
+    """The columns of these names; without labels if ``label`` is empty and none is called "label"."""
+    names = table.names
+    label = label or (_LABEL if _LABEL in names else "")
     for key, name in (("path", path), ("label", label)):
-        if name and name not in columns:
+        if name and name not in names:
             raise ValueError(
-                f"{file} has no column {name!r}{suggest(name, list(columns))}; its columns are "
-                f"{', '.join(columns) or 'none'}. Name another with {key}=."
+                f"{file} has no column {name!r}{suggest(name, names)}; its columns are {', '.join(names) or 'none'}. "
+                f"Name another with {key}=."
             )
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{file} has {names.count(name)} columns {name!r}, so it is not clear which is meant; its columns are "
+                f"{', '.join(names)}. Rename one, or name another with {key}=."
+            )
+    columns = dict(zip(names, table.columns, strict=True))
     for name in filter(None, (path, label)):
         if empty := [
             row for row, value in enumerate(columns[name], start=1) if value is None or not str(value).strip()

@@ -27,6 +27,10 @@ class IndexedImages(FileDataset):
         """Absolute path of the image at ``index``."""
         return self.index.path(index)
 
+    @property
+    def index_files(self) -> list[str]:
+        return self.index.files
+
 
 @DATASET_REGISTRY.register("folder")
 class ImageFolder(IndexedImages):
@@ -55,7 +59,7 @@ class ImageFolder(IndexedImages):
             return
         where = os.path.abspath(os.path.expanduser(root))
         if not os.path.exists(where):
-            raise FileNotFoundError(f"Image folder {where} does not exist (dataset 'folder:{root}').")
+            raise FileNotFoundError(f"Image folder {where} does not exist.")
         if not os.path.isdir(where):
-            raise NotADirectoryError(f"{where} is a file, not a folder of images (dataset 'folder:{root}').")
+            raise NotADirectoryError(f"{where} is a file, not a folder of images.")
         super().__init__(index_folder(where, cached=cached, extensions=extensions))

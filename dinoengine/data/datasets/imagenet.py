@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from dinoengine.data.catalog import DATASET_REGISTRY
@@ -10,6 +11,8 @@ from dinoengine.data.datasets import imagenet_extra
 from dinoengine.data.file_index import MIN_IMAGES, FileIndex, index_folder
 from dinoengine.utils.file_io import local_folder
 from dinoengine.utils.registry import suggest
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("TRAIN", "VAL", "TEST")
 LABELS_FILE = "labels.txt"
@@ -24,7 +27,8 @@ class ImageNet(FileDataset):
 
     ``extra`` holds ``entries-<SPLIT>.npy``, ``class-ids-<SPLIT>.npy`` and ``class-names-<SPLIT>.npy`` of a fork, which then
     say what the images are; otherwise the folder is scanned and the index kept there as ``<SPLIT>.index``, which takes
-    precedence from then on. Only the split that is asked for is looked at, and its length is what is found.
+    precedence from then on: it is made anew when the folder changes, which the files of a fork are not. The log says where
+    such files are passed over. Only the split that is asked for is looked at, and its length is what is found.
 
     Attributes:
         class_titles: readable name of each class, of which two may be the same; None without labels.
@@ -64,6 +68,8 @@ class ImageNet(FileDataset):
             self.index = index_folder(self.folder, cached=cached, keep_in=kept, min_images=1 if extra else MIN_IMAGES)
             self.class_names, self.file_labels = self.index.class_names, self.index.labels
             self.class_titles = None if self.class_names is None else self._titles(self.class_names)
+            if cached and extra:
+                self._tell_of_passed_over(kept)
 
     def __len__(self) -> int:
         if self._listed is not None:
@@ -95,6 +101,31 @@ class ImageNet(FileDataset):
         paths = (os.path.relpath(self.path(i), self.folder) for i in range(len(self)))
         return imagenet_extra.write(
             extra, self.split, len(self), paths, self.file_labels, self.class_names or [], self.class_titles or []
+        )
+
+    @property
+    def index_files(self) -> list[str]:
+        if self._listed is not None:
+            return imagenet_extra.files_of(self.extra, self.split)
+        assert self.index is not None
+        return self.index.files
+
+    def _tell_of_passed_over(self, kept: str) -> None:
+        """Two things say what the images are: name the one that counts."""
+        if not imagenet_extra.is_begun(self.extra, self.split):
+            return
+        files = imagenet_extra.files_of(self.extra, self.split)
+        if missing := [file for file in files if not os.path.isfile(file)]:
+            logger.warning("%s is not used, since %s is missing; the folder counts.", files[0], ", ".join(missing))
+            return
+        listed = imagenet_extra.num_listed(self.extra, self.split)
+        logger.log(
+            logging.INFO if listed == len(self) else logging.WARNING,
+            "The images are those of %s (%s); %s beside it (%s) is not used. To go by the latter, remove the former.",
+            kept,
+            f"{len(self):,}",
+            files[0],
+            "damaged" if listed is None else f"{listed:,}",
         )
 
     def _titles(self, class_ids: list[str]) -> list[str]:

@@ -54,7 +54,25 @@ def image_name(split: str, class_id: str, number: int, own_names: bool) -> str:
 
 def is_there(extra: str, split: str) -> bool:
     """Whether the files of a split are there; those of TEST have no classes."""
-    return all(os.path.isfile(path) for path in _paths(extra, split)[: 1 if split == "TEST" else 3])
+    return all(map(os.path.isfile, files_of(extra, split)))
+
+
+def is_begun(extra: str, split: str) -> bool:
+    """Whether the first of them is there, which names the images."""
+    return os.path.isfile(files_of(extra, split)[0])
+
+
+def files_of(extra: str, split: str) -> list[str]:
+    """Paths of the files of a split, entries first."""
+    return list(_paths(extra, split)[: 1 if split == "TEST" else 3])
+
+
+def num_listed(extra: str, split: str) -> int | None:
+    """How many images the files list; None if they cannot be read."""
+    try:
+        return len(_load(files_of(extra, split)[0]))
+    except (ValueError, TypeError, OSError):  # TypeError: an array without axes
+        return None
 
 
 def read(extra: str, split: str, folder: str) -> Listed:

@@ -97,6 +97,10 @@ class MaskFolder(ImageDataset):
     def describe(self, index: int) -> str:
         return self._images.describe(index)
 
+    @property
+    def index_files(self) -> list[str]:
+        return self._images.index_files + self._masks.index_files
+
     def limit_pixels(self, max_image_pixels: int) -> None:
         self._images.limit_pixels(max_image_pixels)
         self._masks.limit_pixels(max_image_pixels)

@@ -19,6 +19,7 @@ from dinoengine.data.folder_scan import is_image
 from dinoengine.data.path_table import PathTable
 from dinoengine.data.tar_index import expand_braces, read_member, tar_members
 from dinoengine.utils.file_io import is_url, local_folder, local_path
+from dinoengine.utils.printable import printable
 
 _LABEL_ENDING = ".cls"
 _NO_LABEL = -1
@@ -48,9 +49,9 @@ class TarImages(ImageDataset):
         """
         self.shards = shards
         if missing := [shard for shard in shards if not os.path.isfile(shard)]:
-            listed = "\n".join(f"  {shard}" for shard in missing[:5])
+            listed = "\n".join(f"  {printable(shard)}" for shard in missing[:5])
             raise FileNotFoundError(f"{len(missing)} of {len(shards)} shards are missing. The first of them:\n{listed}")
-        arrays = _index(shards)
+        arrays, self._index_file = _index(shards)
         self._names = PathTable(arrays["names"], arrays["ends"])
         self._shard_of: np.ndarray = arrays["shard_of"]
         self._places: np.ndarray = arrays["places"]
@@ -71,6 +72,10 @@ class TarImages(ImageDataset):
         data = read_member(self.shards[self._shard_of[index]], int(offset), int(size))
         return self.read_bytes(data, self.describe(index))
 
+    @property
+    def index_files(self) -> list[str]:
+        return [] if self._index_file is None else [self._index_file]
+
     def describe(self, index: int) -> str:
         return f"{self.shards[self._shard_of[index]]}/{self._names[index]}"
 
@@ -78,6 +83,8 @@ class TarImages(ImageDataset):
 @DATASET_REGISTRY.register("wds")
 class WebDataset(TarImages):
     """``wds:/p/shard-{000..099}.tar``: shards of webdataset, read by index; ``*`` and ``?`` work as well.
+
+    Of URLs ``{000..099}`` works everywhere, and ``*`` where folders can be listed: not over http.
 
     A sample is the members with one name up to the first dot; its image is the one with the ending of an image, its label
     the whole number in its ``.cls``. There are labels if all samples have one. Shards behind URLs are fetched into iopath's
@@ -122,7 +129,13 @@ class ImageNet22k(TarImages):
 
 
 def _matching(pattern: str) -> list[str]:
-    return [pattern] if is_url(pattern) else sorted(glob.glob(pattern)) or [pattern]
+    if not is_url(pattern):
+        return sorted(glob.glob(pattern)) or [pattern]
+    if "*" not in pattern:  # the "?" of a URL begins its query
+        return [pattern]
+    from dinoengine.utils.url_handlers import urls_matching
+
+    return urls_matching(pattern) or [pattern]
 
 
 def _fetched(path: str) -> str:
@@ -132,14 +145,15 @@ def _fetched(path: str) -> str:
         return path  # to be counted with those that are missing
 
 
-def _index(shards: list[str]) -> dict[str, np.ndarray]:
+def _index(shards: list[str]) -> tuple[dict[str, np.ndarray], str | None]:
+    """(the arrays, the file that keeps them if one does)."""
     facts = {"version": _VERSION, "shards": [[path, (s := os.stat(path)).st_size, s.st_mtime_ns] for path in shards]}
     key = hashlib.sha256("\0".join(shards).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     kept = os.path.join(cache_folder(), "index", f"{key}.tars")
     try:
         content = read_arrays(kept)
         if content.facts == facts:
-            return content.arrays
+            return content.arrays, kept
     except (OSError, ValueError):
         pass  # there is none that is whole
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
@@ -155,10 +169,10 @@ def _index(shards: list[str]) -> dict[str, np.ndarray]:
     try:
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         write_arrays(kept, facts, arrays)
-        return read_arrays(kept).arrays
+        return read_arrays(kept).arrays, kept
     except OSError as error:
         logger.warning(f"The index of {len(shards)} shards cannot be kept in {kept} ({error.strerror}).")
-        return arrays
+        return arrays, None
 
 
 def _images_of(shard: str) -> _Found:

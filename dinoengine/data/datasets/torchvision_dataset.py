@@ -36,10 +36,11 @@ class TorchvisionDataset(ImageDataset):
 
         Raises:
             KeyError: if torchvision has no such dataset.
+            FileNotFoundError: if its files are missing or damaged.
             ValueError: for an option it does not take, a value of another type, or a dataset without pictures or items.
         """
         self.name = dataset
-        self._data: Any = _class(dataset)(**_arguments(dataset, options))
+        self._data: Any = _made(_class(dataset), _arguments(dataset, options))
         if not len(self._data):
             raise ValueError(f"torchvision:{dataset} has no image with these keys: {options}.")
         first = self._data[0]
@@ -107,6 +108,17 @@ def _class(name: str) -> Any:
             f"NAME one of: {', '.join(sorted(known))}."
         )
     return getattr(datasets, name)
+
+
+def _made(kind: Any, arguments: dict[str, Any]) -> Any:
+    try:
+        return kind(**arguments)
+    except RuntimeError as error:  # its word for files that are missing or damaged
+        key = "download=True"
+        said = str(error)
+        if key in said and "download" in arguments:
+            said = f"{said.replace(key, 'the key download=true')} (here: at the end of the string, :download=true)"
+        raise FileNotFoundError(f"torchvision says: {said.rstrip('.')}.") from error
 
 
 def _arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,10 @@ class VOC2007(ImageDataset):
     def describe(self, index: int) -> str:
         return self._images.path(int(self._places[index]))
 
+    @property
+    def index_files(self) -> list[str]:
+        return self._images.index_files
+
     def limit_pixels(self, max_image_pixels: int) -> None:
         self._images.limit_pixels(max_image_pixels)
 

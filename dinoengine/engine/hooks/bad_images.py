@@ -12,6 +12,7 @@ from dinoengine.engine.train_loop import HookBase
 from dinoengine.structures import BadImage
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class BadImageLog(HookBase):
 
     def _too_many(self) -> str:
         num_tried = self.num_images + self.num_bad
-        listed = "".join(f"\n  {bad.path}: {bad.cause}" for _, bad in self._latest[:3])
+        listed = "".join(f"\n  {printable(bad.path)}: {printable(bad.cause)}" for _, bad in self._latest[:3])
         return (
             f"{self.num_bad} of {num_tried} images so far could not be used ({self.num_bad / num_tried:.2%}), and "
             f"DATALOADER.MAX_BAD_IMAGE_SHARE is {self.max_share:g}. All are listed in {self.path}. Repair or remove them, "
@@ -138,10 +139,8 @@ def _line(iteration: int, bad: BadImage) -> str:
 
 
 def _escaped(text: str) -> str:
-    """On one line, in one field, and valid UTF-8: names of files may hold any byte."""
-    for raw, written in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
-        text = text.replace(raw, written)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """On one line, in one field, and so that the name can be had back: names of files may hold any byte."""
+    return printable(text.replace("\\", "\\\\"))
 
 
 def _is_before(line: str, iteration: int) -> bool:

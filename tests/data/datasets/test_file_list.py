@@ -113,13 +113,17 @@ def test_a_missing_list(tmp_path: Path) -> None:
 
 
 def test_parquet_through_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the one function of pyarrow that is called."""
+    """A stand-in for the one function of pyarrow that is called, and for what of its table is."""
     _images(tmp_path, "a.png", "b.png")
     read: list[str] = []
 
     def read_table(path: str) -> Any:
         read.append(path)
-        return types.SimpleNamespace(to_pydict=lambda: {"path": ["b.png", "a.png"], "label": [7, 3]})
+        columns = [
+            types.SimpleNamespace(to_pylist=lambda: ["b.png", "a.png"]),
+            types.SimpleNamespace(to_pylist=lambda: [7, 3]),
+        ]
+        return types.SimpleNamespace(column_names=["path", "label"], column=columns.__getitem__)
 
     package = types.ModuleType("pyarrow")
     package.parquet = types.SimpleNamespace(read_table=read_table)  # type: ignore[attr-defined]
@@ -133,3 +137,41 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"pip install 'dinoengine\[parquet\]'"):
         build_dataset(_write(tmp_path / "f.parquet", "PAR1"))
+
+
+def test_a_column_that_is_there_twice_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    _images(tmp_path, "a.png", "b.png")
+    text = _write(tmp_path / "f.csv", "path,path,note,note\na.png,b.png,1,2\n")
+    with pytest.raises(
+        ValueError, match=r"2 columns 'path', so it is not clear which .* path, path, note, note\. Rename"
+    ):
+        build_dataset(text)
+    with pytest.raises(ValueError, match=r"2 columns 'label'.*label=\.$"):
+        build_dataset(_write(tmp_path / "g.csv", "path,label,label\na.png,b.png,1\n"))
+    once = _write(tmp_path / "h.csv", "note,path,note\n1,a.png,2\n")
+    assert _values(build_dataset(once)) == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("f.txt", b"\xff\xd8\xff\xe0\0\x10JFIF\0", r"f\.txt is no text: it begins with the bytes b'\\xff\\xd8"),
+        ("f.csv", b"\x89PNG\r\n\x1a\n\0\0\0", r"f\.csv is no text"),
+        ("f.csv", b'path\n"' + b"a" * 200_000, r"f\.csv, line 2: field larger than field limit.*quote not closed"),
+    ],
+)
+def test_what_is_no_list_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        build_dataset(f"list:{tmp_path}/{name}")
+
+
+def test_a_name_may_hold_what_unicode_calls_an_end_of_line(tmp_path: Path) -> None:
+    _images(tmp_path, "a\u2028b\x85c\x0c.png")
+    assert _values(build_dataset(_write(tmp_path / "f.txt", "a\u2028b\x85c\x0c.png\n"))) == [0]
+
+
+def test_members_of_shards_in_a_list_are_told_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").touch()
+    with pytest.raises(FileNotFoundError, match=r"1 of the 1 files(.|\n)*members of shards, which a list cannot name"):
+        build_dataset(_write(tmp_path / "f.csv", f"path\n{tmp_path}/s.tar/1.png\n"))

@@ -159,7 +159,7 @@ def test_labels_of_a_folder_with_two_names_do_not_depend_on_the_file_system(
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/nowhere does not exist \(dataset 'folder:"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/nowhere does not exist\."):
         ImageFolder(str(tmp_path / "nowhere"))
 
 

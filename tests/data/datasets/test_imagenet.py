@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -176,3 +177,35 @@ def test_a_wrong_labels_file(root: Path, text: str, message: str) -> None:
     (root / "labels.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         _build(root)
+
+
+def test_files_of_a_fork_beside_our_index_are_passed_over_aloud(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = tmp_path / "extra"
+    dataset = _build(root, extra=extra)
+    assert dataset.index_files == [str(extra / "TRAIN.index")]
+    dataset.dump_extra()
+    with caplog.at_level(logging.INFO, logger="dinoengine"):
+        _build(root, extra=extra)
+    (said,) = [r for r in caplog.records if "is not used" in r.message]
+    assert said.levelno == logging.INFO
+    assert "TRAIN.index (3); " in said.message
+    assert "entries-TRAIN.npy beside it (3)" in said.message
+    np.save(extra / "entries-TRAIN.npy", np.load(extra / "entries-TRAIN.npy")[:1])
+    caplog.clear()
+    assert len(_build(root, extra=extra)) == 3
+    assert "entries-TRAIN.npy beside it (1) is not used. To go by the latter, remove the former" in caplog.text
+    assert "WARNING" in caplog.text
+    (extra / "entries-TRAIN.npy").write_bytes(b"junk")
+    _build(root, extra=extra)
+    assert "beside it (damaged)" in caplog.text
+    (extra / "class-ids-TRAIN.npy").unlink()
+    _build(root, extra=extra)
+    assert "class-ids-TRAIN.npy is missing; the folder counts" in caplog.text
+
+
+def test_what_the_files_of_a_fork_list_is_named_as_the_index(root: Path, tmp_path: Path) -> None:
+    extra = tmp_path / "extra"
+    _build(root).dump_extra(str(extra))
+    assert [os.path.basename(f) for f in _build(root, extra=extra).index_files] == ["entries-TRAIN.npy", "class-ids-TRAIN.npy", "class-names-TRAIN.npy"]  # fmt: skip

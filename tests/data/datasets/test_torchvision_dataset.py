@@ -86,5 +86,16 @@ def test_wrong_strings(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["CIFAR10", "SEMEION"])  # SEMEION downloads by default
 def test_nothing_is_downloaded_unasked(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="Dataset not found"):
+    with pytest.raises(FileNotFoundError, match="Dataset not found"):
         build_dataset(f"torchvision:{name}:root={tmp_path}")
+
+
+def test_missing_files_are_told_in_terms_of_the_string(tmp_path: Path) -> None:
+    text = f"torchvision:CIFAR10:root={tmp_path}"
+    with pytest.raises(
+        FileNotFoundError, match=f"^Dataset '{text}': torchvision says: .*key download=true to download"
+    ):
+        build_dataset(text)
+    with pytest.raises(FileNotFoundError, match="ILSVRC2012_devkit.*") as failed:  # it cannot be downloaded
+        build_dataset(f"torchvision:ImageNet:root={tmp_path}")
+    assert "download=true" not in str(failed.value)

@@ -12,10 +12,12 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from fsspec.registry import known_implementations
 from PIL import Image
 
 from dinoengine.data import UnreadableImageError, build_dataset
 from dinoengine.utils import url_handlers
+from dinoengine.utils.file_io import path_manager
 from tests.web import Server, serving
 
 
@@ -130,3 +132,45 @@ def test_a_folder_that_fsspec_lists() -> None:
 def test_what_cannot_be_read_says_why(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_dataset(text)
+
+
+def test_shards_by_a_pattern(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "1.tar", "w") as tar:
+        info = tarfile.TarInfo("1.png")
+        info.size = len(_png(1))
+        tar.addfile(info, io.BytesIO(_png(1)))
+    memory = fsspec.filesystem("memory")
+    for number in (3, 1, 2):
+        memory.pipe(f"/test_shards/s-{number}.tar", (tmp_path / "1.tar").read_bytes())
+    dataset = build_dataset("wds:memory://test_shards/s-*.tar")
+    assert _values(dataset) == [1, 1, 1]
+    assert [path.rpartition("-s-")[2] for path in dataset.shards] == ["1.tar", "2.tar", "3.tar"]
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 shards are missing(.|\n)*test_shards/t-\*\.tar"):
+        build_dataset("wds:memory://test_shards/t-*.tar")
+    with pytest.raises(ValueError, match=r"has a '\*', and http has no request to list .* shard-\{000\.\.099\}\.tar"):
+        build_dataset(f"wds:{server.url}/s-*.tar")
+
+
+class _NoLogin(fsspec.AbstractFileSystem):
+    """A file system that refuses as botocore does: by an error that is no OSError."""
+
+    protocol = "nologin"
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
+        raise RuntimeError("Unable to locate credentials")
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        raise RuntimeError("Unable to locate credentials")
+
+    _open = glob = find = info
+
+
+@pytest.mark.parametrize("text", ["folder:nologin://b", "list:nologin://b/l.txt", "wds:nologin://b/1.tar", "wds:nologin://b/*.tar"])  # fmt: skip
+def test_a_refused_login_is_no_missing_file(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setitem(known_implementations, "nologin", {"class": f"{__name__}._NoLogin"})
+    path_manager.cache_clear()
+    with pytest.raises(OSError, match=r"nologin://b.* cannot be read: Unable to locate credentials") as failed:
+        build_dataset(text)
+    assert not isinstance(failed.value, FileNotFoundError)
+    path_manager.cache_clear()
