@@ -80,7 +80,7 @@ def print_inputs(cfg: CfgNode, num_processes: int) -> None:
         ) from None
     share = cfg.SOLVER.IMS_PER_BATCH // num_processes
     print(f"Training, process 1 of {num_processes}: {share} of the {cfg.SOLVER.IMS_PER_BATCH} images of a batch")
-    _print_table(next(iter(train_loader)))
+    _print_table(next(iter(train_loader)).to("cpu"))  # its crops are made there if the device is to make them
     if test_loader is None:
         print("\nEvaluation: no dataset (DATASETS.TEST is empty)")
     else:

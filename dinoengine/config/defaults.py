@@ -209,14 +209,15 @@ _C.INPUT.VALUE_RANGE = ()
 # A name in AUGMENTATION_REGISTRY: "MultiCrop" for pretraining, "SingleCrop" (one global crop and the flip, nothing else)
 # for a classifier. Changes results.
 _C.INPUT.AUGMENTATION = "MultiCrop"
-# What makes the crops; their parameters are drawn before, the same for both. "reference": torchvision on Pillow images,
+# What makes the crops; their parameters are drawn before, the same for all. "reference": torchvision on Pillow images,
 # operation for operation the published pipeline. "fast": torch and OpenCV (pip install 'dinoengine[fast]') on uint8, in
-# about a sixth of the time; pixels differ by rounding, by about 1 of 255 on average after a hue change
-# (docs/numerics.md). Changes results.
+# about a sixth of the time; pixels differ by rounding, by about 1 of 255 on average after a hue change. "device": workers
+# only decode, and the device of the training makes the crops of a batch together, for few cores beside a fast GPU; a few
+# pixels in a thousand differ by a level (docs/data.md, docs/numerics.md). Not with FORMAT "channels". Changes results.
 _C.INPUT.AUGMENTATION_BACKEND = "reference"
-# With AUGMENTATION_BACKEND "fast": decode a JPEG at 1/2, 1/4 or 1/8 of its size if every crop is reduced by at least that
-# much anyhow. For photographs of 1 to 12 megapixels 1.6 to 6 times as fast; images of less than twice the largest crop are
-# decoded whole. Crops differ by about 1 of 255 on average (docs/numerics.md). Changes results.
+# With AUGMENTATION_BACKEND "fast" or "device": decode a JPEG at 1/2, 1/4 or 1/8 of its size if every crop is reduced by at
+# least that much anyhow. For photographs of 1 to 12 megapixels 1.6 to 6 times as fast with "fast"; images of less than
+# twice the largest crop are decoded whole. Crops differ by about 1 of 255 on average (docs/numerics.md). Changes results.
 _C.INPUT.REDUCED_DECODE = False
 # Width over height of the cropped region, drawn log-uniformly. Changes results.
 _C.INPUT.CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)

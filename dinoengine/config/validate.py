@@ -9,7 +9,7 @@ from typing import Any
 from dinoengine.config import validate_evaluation as evaluation
 from dinoengine.config.config import CfgNode, ConfigError
 from dinoengine.config.pixels import NUM_CHANNELS
-from dinoengine.config.validate_data import check_reduced_decode, check_sampling, check_value_range
+from dinoengine.config.validate_data import check_device_crops, check_reduced_decode, check_sampling, check_value_range
 from dinoengine.config.validate_evaluation import are_numbers
 from dinoengine.utils.registry import suggest
 
@@ -103,7 +103,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.LOSS.CENTERING": ("centering", "sinkhorn_knopp"),
     "MODEL.CLASSIFIER.NUM_LAST_BLOCKS": ("1", "4"),
     "INPUT.FORMAT": ("RGB", "L", "RGBA", "channels"),
-    "INPUT.AUGMENTATION_BACKEND": ("reference", "fast"),
+    "INPUT.AUGMENTATION_BACKEND": ("reference", "fast", "device"),
     "DATALOADER.SAMPLER": ("uniform", "class_balanced", "weighted"),
     "SOLVER.LR_SCALING": ("sqrt", "linear", "none"),
     "SOLVER.AMP.PRECISION": ("auto", "bf16", "fp16", "fp32"),
@@ -136,7 +136,7 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_classifier,
     ]
     if training:
-        checks += [_check_device, _check_training_data, check_sampling, check_reduced_decode]
+        checks += [_check_device, _check_training_data, check_sampling, check_reduced_decode, check_device_crops]
         checks += [] if _is_classifier(cfg) else [_check_losses]
     problems = [problem for check in checks for problem in check(cfg)]
     if training:

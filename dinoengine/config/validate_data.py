@@ -34,8 +34,17 @@ def check_reduced_decode(cfg: CfgNode) -> Iterator[str]:
     """INPUT.REDUCED_DECODE and what it needs."""
     if cfg.INPUT.REDUCED_DECODE and cfg.INPUT.FORMAT == ANY_CHANNELS:
         yield f"INPUT.REDUCED_DECODE is for pictures of 8 bits, INPUT.FORMAT {ANY_CHANNELS} keeps every value; drop one."
-    if cfg.INPUT.REDUCED_DECODE and cfg.INPUT.AUGMENTATION_BACKEND != "fast":
-        yield "INPUT.REDUCED_DECODE needs INPUT.AUGMENTATION_BACKEND fast: 'reference' is the published pipeline."
+    if cfg.INPUT.REDUCED_DECODE and cfg.INPUT.AUGMENTATION_BACKEND == "reference":
+        yield "INPUT.REDUCED_DECODE needs INPUT.AUGMENTATION_BACKEND fast or device: 'reference' is the published pipeline."
+
+
+def check_device_crops(cfg: CfgNode) -> Iterator[str]:
+    """What INPUT.AUGMENTATION_BACKEND device does not do."""
+    if cfg.INPUT.AUGMENTATION_BACKEND == "device" and cfg.INPUT.FORMAT == ANY_CHANNELS:
+        yield (
+            "INPUT.AUGMENTATION_BACKEND device makes crops of 8 bits (INPUT.FORMAT RGB, L or RGBA), and FORMAT "
+            f"{ANY_CHANNELS} keeps every value; use the backend fast, or reference."
+        )
 
 
 def check_value_range(image_format: str, values: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ uint8; the model normalises them on the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from dinoengine.config import CfgNode, configurable
 from dinoengine.data.channels import COLOUR_FORMATS, ImageFormat, image_format, in_format, size_of
-from dinoengine.data.crop_backends import checked_backend, render_crops
+from dinoengine.data.crop_backends import checked_backend, worker_crops
 from dinoengine.data.crop_recipe import CropRecipe, by_channels, to_tensor
+from dinoengine.data.crop_tables import Crop
 from dinoengine.data.reduced_decode import largest_factor, scaled, whole_size
 from dinoengine.utils.registry import Registry
 
@@ -25,8 +27,8 @@ AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
 AUGMENTATION_REGISTRY.__doc__ = """Name -> a class called as ``(cfg)``, picklable.
 
 Its instances map an image as a dataset loads it (see ``channels.in_format``) and a ``numpy.random.Generator`` to ``(global
-crops, local crops)``: two lists of tensors [C, H, W], uint8 or float in 0..1; all global crops of one size, all local crops
-of one size.
+crops, local crops)``: two lists of tensors [C, H, W], uint8 or float in 0..1, or of ``PendingCrop``; all global crops of
+one size, all local crops of one size.
 """
 
 _CROP_TRIES = 10
@@ -134,14 +136,14 @@ class MultiCrop:
             "reduced_decode": inp.REDUCED_DECODE,
         }
 
-    def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
-        """(global crops, local crops), tensors [C, rows, columns], uint8 or, of Channels, float32 in 0..1."""
+    def __call__(self, image: Any, rng: np.random.Generator) -> tuple[Sequence[Crop], Sequence[Crop]]:
+        """(global crops, local crops), tensors [C, rows, columns], uint8 or, of Channels, float32 in 0..1; or pending."""
         size, factor = whole_size(image)
         image = in_format(image, self.image_format)
         recipes = self.recipes(size, rng)
         if factor > 1:
             recipes = [scaled(recipe, factor, size_of(image)) for recipe in recipes]
-        crops = render_crops(image, recipes, self.backend)
+        crops = worker_crops(image, recipes, self.backend)
         num_global = len(self.global_views)
         return crops[:num_global], crops[num_global:]
 

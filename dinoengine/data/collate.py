@@ -9,18 +9,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dinoengine.data.crop_tables import Crop
+from dinoengine.data.decoded_batch import DecodedBatch, finish_batch
 from dinoengine.data.masking import MaskPlan
 from dinoengine.structures import BadImage, ImageBatch, SSLBatch
 
 
 class CropSample(NamedTuple):
-    """The crops of one image: G tensors [C, H, W] and L tensors [C, h, w], its position in the stream, its index in the
-    dataset, the images it replaces, and which entry of DATASETS.TRAIN it is from if there are several."""
+    """The crops of one image: G of [C, H, W] and L of [C, h, w], its position in the stream, its index in the dataset, the
+    images it replaces, and which entry of DATASETS.TRAIN it is from if there are several."""
 
     position: int
     image_index: int
-    global_crops: list[Tensor]
-    local_crops: list[Tensor]
+    global_crops: Sequence[Crop]
+    local_crops: Sequence[Crop]
     bad_images: tuple[BadImage, ...] = ()
     source: int | None = None
 
@@ -30,7 +32,7 @@ class LabelledImage:
     """One crop of an image [C, H, W], its label (None without labels), its index in the dataset, its mask [H, W] if any,
     the images it replaces, and which entry of DATASETS.TRAIN it is from if there are several."""
 
-    image: Tensor
+    image: Crop
     label: int | None
     index: int
     mask: Tensor | None = None
@@ -39,19 +41,18 @@ class LabelledImage:
 
 
 class SSLCollate:
-    """CropSamples -> SSLBatch, with masks from the plan (or none)."""
+    """CropSamples -> SSLBatch (DecodedBatch where their crops are pending), with masks from the plan (or none)."""
 
     def __init__(self, mask_plan: MaskPlan | None) -> None:
         self.mask_plan = mask_plan
 
-    def __call__(self, samples: list[CropSample]) -> SSLBatch:
+    def __call__(self, samples: list[CropSample]) -> SSLBatch | DecodedBatch:
         positions = [s.position for s in samples]
         num_global, num_local = len(samples[0].global_crops), len(samples[0].local_crops)
         # View-major: all first views, then all second views.
-        global_crops = torch.stack([s.global_crops[view] for view in range(num_global) for s in samples])
-        local_crops = None
+        crops = {"global_crops": [s.global_crops[view] for view in range(num_global) for s in samples]}
         if num_local:
-            local_crops = torch.stack([s.local_crops[view] for view in range(num_local) for s in samples])
+            crops["local_crops"] = [s.local_crops[view] for view in range(num_local) for s in samples]
         masks = None
         if self.mask_plan is not None:
             if self.mask_plan.num_views != num_global:
@@ -60,9 +61,9 @@ class SSLCollate:
                     f"{self.mask_plan.num_views}; set MODEL.LOSS.IBOT_WEIGHT 0 or make as many views."
                 )
             masks = torch.from_numpy(self.mask_plan.masks(positions))
-        return SSLBatch(
-            global_crops=global_crops,
-            local_crops=local_crops,
+        rest = SSLBatch(
+            global_crops=_no_crops(),
+            local_crops=_no_crops() if num_local else None,
             masks=masks,
             positions=torch.tensor(positions, dtype=torch.int64),
             num_global_views=num_global,
@@ -70,21 +71,28 @@ class SSLCollate:
             bad_images=tuple(bad for s in samples for bad in s.bad_images),
             sources=_sources(samples),
         )
+        return finish_batch(rest, crops)
 
 
-def collate_images(samples: list[LabelledImage]) -> ImageBatch:
-    """LabelledImages -> ImageBatch; labels and masks are None if the dataset has none."""
+def collate_images(samples: list[LabelledImage]) -> ImageBatch | DecodedBatch:
+    """LabelledImages -> ImageBatch (DecodedBatch where their crops are pending); labels and masks are None if the dataset
+    has none."""
     labels = [s.label for s in samples]
     masks = [s.mask for s in samples if s.mask is not None]
     has_labels = all(label is not None for label in labels)
-    return ImageBatch(
-        images=torch.stack([s.image for s in samples]),
+    rest = ImageBatch(
+        images=_no_crops(),
         labels=torch.tensor(labels, dtype=torch.int64) if has_labels else None,
         indices=torch.tensor([s.index for s in samples], dtype=torch.int64),
         masks=torch.stack(masks) if len(masks) == len(samples) else None,
         bad_images=tuple(bad for s in samples for bad in s.bad_images),
         sources=_sources(samples),
     )
+    return finish_batch(rest, {"images": [s.image for s in samples]})
+
+
+def _no_crops() -> Tensor:
+    return torch.empty(0, dtype=torch.uint8)
 
 
 def _sources(samples: Sequence[CropSample | LabelledImage]) -> torch.Tensor | None:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from dinoengine.data.channel_crops import BLURS, render_channels
 from dinoengine.data.crop_recipe import CropRecipe, render_reference
+from dinoengine.data.crop_tables import Crop, pending_crops
+from dinoengine.data.decoded_batch import made_crops
 from dinoengine.data.fast_crops import opencv, render_fast
 
-BACKENDS = ("reference", "fast")
+BACKENDS = ("reference", "fast", "device")
 
 
 def checked_backend(backend: str) -> str:
@@ -31,13 +33,21 @@ def checked_backend(backend: str) -> str:
     return backend
 
 
+def worker_crops(image: Any, recipes: Sequence[CropRecipe], backend: str) -> Sequence[Crop]:
+    """What a worker makes of an image: its crops (``render_crops``), or with "device" what they will be made of."""
+    return pending_crops(image, recipes) if backend == "device" else render_crops(image, recipes, backend)
+
+
 def render_crops(image: Any, recipes: Sequence[CropRecipe], backend: str) -> list[Tensor]:
     """The crops of an image as ``channels.in_format`` gives it, each [C, rows, columns] of its own memory.
 
     Args:
-        image: PIL "RGB", "L" or "RGBA", which give uint8, or a float32 tensor, which gives float32.
-        backend: "reference" or "fast"; how far their crops differ is said in ``fast_crops`` and ``channel_crops``.
+        image: PIL "RGB", "L" or "RGBA", which give uint8, or a float32 tensor, which gives float32 ("device" takes none).
+        backend: one of ``BACKENDS``, "device" here on the CPU; how far their crops differ is said in ``fast_crops``,
+            ``decoded_batch`` and ``channel_crops``.
     """
+    if backend == "device":
+        return made_crops(pending_crops(image, recipes))
     if isinstance(image, Tensor):
         return [render_channels(image, recipe, BLURS[backend]) for recipe in recipes]
     if image.mode == "RGBA":

@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from dinoengine.data.loader_timing import AUGMENT, COLLATE, DECODE, READ, TRANSFER, StageTimes
+from dinoengine.data.loader_timing import (
+    AUGMENT,
+    COLLATE,
+    DECODE,
+    DEVICE_CROPS,
+    OF_THE_DEVICE,
+    READ,
+    TRANSFER,
+    StageTimes,
+)
 
 # Less than this share of what the stages promise: the workers hold each other up.
 _LOW_SHARE = 0.7
@@ -37,7 +46,7 @@ def rows_of(times: StageTimes) -> list[tuple[str, float, float, str]]:
     """(stage, milliseconds per image, images per second of one process, share of a worker's time) for a table."""
     rows = []
     for stage, seconds in times.seconds.items():
-        share = "" if stage == TRANSFER else f"{seconds / times.worker_seconds:.0%}"
+        share = "" if stage in OF_THE_DEVICE else f"{seconds / times.worker_seconds:.0%}"
         rows.append((stage, 1000 * seconds, _rate(seconds), share))
         if stage == AUGMENT and times.augment_fast is not None:
             rows.append(("  with the backend fast", 1000 * times.augment_fast, _rate(times.augment_fast), ""))
@@ -52,7 +61,9 @@ def expected_rate(times: StageTimes, situation: Situation) -> float:
 
 def advise(times: StageTimes, situation: Situation) -> list[str]:
     """What is the bottleneck and what to do about it, a sentence or two each."""
-    slowest = max((stage for stage in times.seconds if stage != TRANSFER), key=lambda stage: times.seconds[stage])
+    slowest = max(
+        (stage for stage in times.seconds if stage not in OF_THE_DEVICE), key=lambda stage: times.seconds[stage]
+    )
     share = times.seconds[slowest] / times.worker_seconds
     lines = [f"Most of a worker's time is spent on: {slowest} ({share:.0%})."]
     expected = expected_rate(times, situation)
@@ -65,6 +76,11 @@ def advise(times: StageTimes, situation: Situation) -> list[str]:
     if times.num_bad:
         lines.append(
             f"{times.num_bad} of {times.num_images} images could not be loaded; tools/check_dataset.py lists such images."
+        )
+    if DEVICE_CROPS in times.seconds:
+        lines.append(
+            "The loader's rate is that of decoded images. Their crops take the device "
+            f"{1000 * times.seconds[DEVICE_CROPS]:.2f} ms per image, beside its steps."
         )
     if not situation.wanted:
         lines.append("Give --images-per-second what the device takes, to learn whether this is enough.")
@@ -112,6 +128,11 @@ def _remedies(times: StageTimes, situation: Situation, slowest: str) -> list[str
         lines.append(
             f"The copy to the device alone takes {1000 * transfer:.2f} ms per image, more than the device's pace allows: "
             "fewer or smaller crops, or a machine with a faster link."
+        )
+    if not has_cores and slowest == AUGMENT and TRANSFER in times.seconds:
+        lines.append(
+            "INPUT.AUGMENTATION_BACKEND device, for pictures of 8 bits: the workers only decode, and the GPU makes the "
+            "crops beside its steps, which then take longer (docs/data.md)."
         )
     if not has_cores:
         lines.append(

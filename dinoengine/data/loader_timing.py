@@ -13,11 +13,15 @@ from dinoengine.config import CfgNode
 from dinoengine.data.build import build_train_loader
 from dinoengine.data.channels import Channels
 from dinoengine.data.decode import is_machine_fault, read_image_bytes
+from dinoengine.data.decoded_batch import DecodedBatch
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.reduced_decode import whole_size
 from dinoengine.utils.printable import printable
 
 READ, DECODE, AUGMENT, COLLATE, TRANSFER = "read", "decode", "augment", "collate", "transfer"
+DEVICE_CROPS = "crops on the device"
+# Not the workers' work.
+OF_THE_DEVICE = (TRANSFER, DEVICE_CROPS)
 _FAST = "augment fast"
 _NUM_BATCHES = 3
 # A batch of thousands of images would be gigabytes of crops, to learn the same.
@@ -31,8 +35,9 @@ class StageTimes(NamedTuple):
 
     Attributes:
         seconds: stage -> seconds per image. "read" is missing where images have no files of their own, and then belongs to
-            "decode"; "transfer", pinning and copying to the device, is there on CUDA alone and is not the workers' work.
-        augment_fast: "augment" with INPUT.AUGMENTATION_BACKEND fast; None if that is what is set, or cannot be tried.
+            "decode"; "transfer", pinning and copying to the device, is there on CUDA alone; "crops on the device" with
+            INPUT.AUGMENTATION_BACKEND device, where "augment" is drawing recipes. These two are not the workers' work.
+        augment_fast: "augment" with INPUT.AUGMENTATION_BACKEND fast; None if not "reference" is set, or it cannot be tried.
         megabytes: per image, of the files; 0 without files.
         shorter_side: mean of the images' shorter side, in pixels.
         num_images: that were timed.
@@ -49,7 +54,7 @@ class StageTimes(NamedTuple):
     @property
     def worker_seconds(self) -> float:
         """Seconds of one worker per image."""
-        return sum(seconds for stage, seconds in self.seconds.items() if stage != TRANSFER)
+        return sum(seconds for stage, seconds in self.seconds.items() if stage not in OF_THE_DEVICE)
 
 
 def time_stages(cfg: CfgNode, num_images: int, world_size: int = 1) -> StageTimes:
@@ -79,7 +84,9 @@ def time_stages(cfg: CfgNode, num_images: int, world_size: int = 1) -> StageTime
         for _ in range(_NUM_BATCHES):
             batch = watch.time(COLLATE, loader.collate_fn, samples)
             if cfg.MODEL.DEVICE == "cuda":
-                watch.time(TRANSFER, _to_device, batch)
+                batch = watch.time(TRANSFER, _to_device, batch)
+            if isinstance(batch, DecodedBatch):
+                watch.time(DEVICE_CROPS, _with_crops, batch)
     finally:
         torch.set_num_threads(num_threads)
     per_image = {stage: total / len(timed.good) for stage, total in timed.watch.totals.items()}
@@ -154,7 +161,8 @@ def _time_images(stream: Any, fast: Any, num_images: int) -> _Timed:
 def loader_rate(cfg: CfgNode, num_batches: int, world_size: int = 1) -> float:
     """Images per second of the whole loader with its workers, without anything that takes the batches.
 
-    The batches that the workers made before the clock starts are not counted.
+    The batches that the workers made before the clock starts are not counted. With INPUT.AUGMENTATION_BACKEND device these
+    are decoded images; making their crops is not part of it.
     """
     if cfg.DATALOADER.NUM_WORKERS and num_batches <= cfg.DATALOADER.NUM_WORKERS:
         num_batches = cfg.DATALOADER.NUM_WORKERS + 1  # batches come in bunches of one per worker
@@ -189,8 +197,8 @@ def _drop_from_cache(path: str) -> None:
 
 
 def _fast(cfg: CfgNode, augmentation: Any) -> Any:
-    """The same augmentation with the fast backend; None where it has none, or OpenCV is missing."""
-    if getattr(augmentation, "backend", "fast") == "fast":
+    """The same augmentation with the fast backend; None if it does not have the reference one, or OpenCV is missing."""
+    if getattr(augmentation, "backend", "") != "reference":
         return None
     try:
         return type(augmentation)(_changed(cfg, "INPUT.AUGMENTATION_BACKEND", "fast"))
@@ -199,6 +207,15 @@ def _fast(cfg: CfgNode, augmentation: Any) -> Any:
 
 
 def _to_device(batch: Any) -> Any:
-    on_device = batch.pin_memory().to("cuda", non_blocking=True)
+    pinned = batch.pin_memory()
+    copy = pinned.copied_to if isinstance(pinned, DecodedBatch) else pinned.to
+    on_device = copy("cuda", non_blocking=True)
     torch.cuda.synchronize()
     return on_device
+
+
+def _with_crops(batch: DecodedBatch) -> Any:
+    made = batch.with_crops()
+    if batch.tables.pixels.is_cuda:
+        torch.cuda.synchronize()
+    return made

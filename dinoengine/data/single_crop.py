@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from dinoengine.config import CfgNode, configurable
 from dinoengine.data.augmentation import AUGMENTATION_REGISTRY, draw_crop_box
 from dinoengine.data.channels import ImageFormat, image_format, in_format, size_of
-from dinoengine.data.crop_backends import checked_backend, render_crops
+from dinoengine.data.crop_backends import checked_backend, worker_crops
 from dinoengine.data.crop_recipe import CropRecipe
+from dinoengine.data.crop_tables import Crop
 from dinoengine.data.reduced_decode import largest_factor, scaled, whole_size
 
 
@@ -61,14 +62,14 @@ class SingleCrop:
             "reduced_decode": cfg.INPUT.REDUCED_DECODE,
         }
 
-    def __call__(self, image: Any, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
-        """([one tensor [C, rows, columns]], []), uint8 or, of Channels, float32 in 0..1."""
+    def __call__(self, image: Any, rng: np.random.Generator) -> tuple[Sequence[Crop], Sequence[Crop]]:
+        """([one tensor [C, rows, columns]], []), uint8 or, of Channels, float32 in 0..1; or pending."""
         size, factor = whole_size(image)
         image = in_format(image, self.image_format)
         recipe = self._recipe(size, rng)
         if factor > 1:
             recipe = scaled(recipe, factor, size_of(image))
-        return render_crops(image, [recipe], self.backend), []
+        return worker_crops(image, [recipe], self.backend), []
 
     def reduction(self, size: tuple[int, int], rng: np.random.Generator) -> int:
         """See ``MultiCrop.reduction``."""

@@ -90,7 +90,7 @@ def run_probe(cfg: CfgNode, num_processes: int, num_steps: int) -> Probe:
 
 
 def _compare(trainer: SimpleTrainer, model: DINOv2, work: Workload) -> list[Comparison]:
-    batch = next(iter(trainer.data_loader)).split(trainer.num_micro_batches)[0].to(trainer.device)
+    batch = next(iter(trainer.data_loader)).to("cpu").split(trainer.num_micro_batches)[0].to(trainer.device)
     dtype = PRECISIONS[trainer.precision]
     with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
         kept = measure_saved_bytes(model, batch)

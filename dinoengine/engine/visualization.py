@@ -28,6 +28,7 @@ from dinoengine.data.collate import CropSample
 from dinoengine.data.contact_sheet import Row, Tile, contact_sheet
 from dinoengine.data.crop_backends import render_crops
 from dinoengine.data.crop_recipe import CropRecipe, by_channels, to_tensor
+from dinoengine.data.decoded_batch import made_crops
 from dinoengine.data.display import Display, class_colours, with_masked_patches
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
@@ -50,6 +51,8 @@ class _Seen:
         self.norm = PixelNorm(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
         positions = range(min(num_images, len(self.stream.dataset)))
         self.samples: list[CropSample] = [self.stream[position] for position in positions]
+        self.global_crops = [made_crops(s.global_crops) for s in self.samples]
+        self.local_crops = [made_crops(s.local_crops) for s in self.samples]
         self.images = [_stored(self.stream.dataset, s.image_index, self.format) for s in self.samples]
         self.display = Display(self.format, [_whole(image) for image in self.images])
 
@@ -100,15 +103,16 @@ def make_sheets(cfg: CfgNode, num_images: int = 6) -> dict[str, Any]:
 
 def _crops_sheet(seen: _Seen) -> Any:
     rows = []
-    for sample, image in zip(seen.samples, seen.images, strict=True):
-        crops = [*sample.global_crops, *sample.local_crops]
+    for sample, image, first, others in zip(
+        seen.samples, seen.images, seen.global_crops, seen.local_crops, strict=True
+    ):
+        crops = [*first, *others]
         size = "{1} x {0} pixels".format(*size_of(image))
         tiles = [Tile(seen.shown(_whole(image)), size, _frames(seen.stream, sample, size_of(image)))]
         tiles += [Tile(seen.shown(crop), f"{crop.shape[2]} x {crop.shape[1]}") for crop in crops]
         rows.append(Row(*seen.label(sample), tiles))
-    first = seen.samples[0]
-    columns = ["image", *(f"global {i + 1}" for i in range(len(first.global_crops)))]
-    columns += [f"local {i + 1}" for i in range(len(first.local_crops))]
+    columns = ["image", *(f"global {i + 1}" for i in range(len(seen.global_crops[0])))]
+    columns += [f"local {i + 1}" for i in range(len(seen.local_crops[0]))]
     backend = seen.cfg.INPUT.AUGMENTATION_BACKEND
     notes = [
         f"The first images of the run as it will see them, normalisation undone; backend {backend}, seed {seen.cfg.SEED}.",
@@ -121,7 +125,7 @@ def _crops_sheet(seen: _Seen) -> Any:
 
 def _statistics(seen: _Seen) -> str:
     """Mean and deviation of what the backbone gets: about 0 and 1 if PIXEL_MEAN and PIXEL_STD fit the images."""
-    values = torch.cat([seen.normalised(s.global_crops).transpose(0, 1).flatten(1) for s in seen.samples], dim=1)
+    values = torch.cat([seen.normalised(crops).transpose(0, 1).flatten(1) for crops in seen.global_crops], dim=1)
     means, deviations = (", ".join(f"{v:.2f}" for v in stat) for stat in (values.mean(1), values.std(1)))
     return (
         f"Global crops after normalisation: mean {means}; standard deviation {deviations}. About 0 and 1 if "
@@ -147,7 +151,7 @@ def _masks_sheet(seen: _Seen, masks: np.ndarray) -> Any:
     rows = []
     for number, sample in enumerate(seen.samples):
         tiles = []
-        for crop, mask in zip(sample.global_crops, by_view[:, number], strict=True):
+        for crop, mask in zip(seen.global_crops[number], by_view[:, number], strict=True):
             share = f"{mask.sum()} of {mask.size} patches ({mask.mean():.0%})" if mask.any() else "no mask"
             tiles.append(Tile(with_masked_patches(seen.shown(crop), mask), share))
         rows.append(Row(*seen.label(sample), tiles))
@@ -220,8 +224,8 @@ def _colour_operations(
 def _channels_sheet(seen: _Seen, count: int) -> Any:
     shown = range(min(count, _MAX_CHANNELS_SHOWN))
     rows = []
-    for sample in seen.samples:
-        crop = sample.global_crops[0].float()
+    for sample, crops in zip(seen.samples, seen.global_crops, strict=True):
+        crop = crops[0].float()
         tiles = [
             Tile(seen.display.channel(crop, c), f"mean {crop[c].mean():.3f} std {crop[c].std():.3f}") for c in shown
         ]

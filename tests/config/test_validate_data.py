@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from dinoengine.config import get_cfg
-from dinoengine.config.validate_data import check_reduced_decode, check_sampling
+from dinoengine.config.validate_data import check_device_crops, check_reduced_decode, check_sampling
 
 
 def _problems(*overrides: Any) -> list[str]:
     cfg = get_cfg()
     cfg.merge_from_list(["DATASETS.TRAIN", ("digits",), *overrides])
-    return [*check_sampling(cfg), *check_reduced_decode(cfg)]
+    return [*check_sampling(cfg), *check_reduced_decode(cfg), *check_device_crops(cfg)]
 
 
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, -1), (1, "a"), (1, float("nan")), (1, 2, 3)])
@@ -25,12 +25,22 @@ def test_weights_of_a_mixture_are_positive_and_one_per_entry(weights: tuple[Any,
 
 def test_reduced_decoding_is_none_of_the_published_pipeline() -> None:
     (problem,) = _problems("INPUT.REDUCED_DECODE", True)
-    assert "needs INPUT.AUGMENTATION_BACKEND fast" in problem
-    assert _problems("INPUT.REDUCED_DECODE", True, "INPUT.AUGMENTATION_BACKEND", "fast") == []
+    assert "needs INPUT.AUGMENTATION_BACKEND fast or device" in problem
+    for backend in ("fast", "device"):
+        assert _problems("INPUT.REDUCED_DECODE", True, "INPUT.AUGMENTATION_BACKEND", backend) == []
     (problem,) = _problems(
         *("INPUT.REDUCED_DECODE", True, "INPUT.AUGMENTATION_BACKEND", "fast", "INPUT.FORMAT", "channels")
     )
     assert "keeps every value" in problem
+
+
+def test_the_device_makes_crops_of_8_bits() -> None:
+    device = ("INPUT.AUGMENTATION_BACKEND", "device")
+    for image_format in ("RGB", "L", "RGBA"):
+        assert _problems(*device, "INPUT.FORMAT", image_format) == []
+    (problem,) = _problems(*device, "INPUT.FORMAT", "channels")
+    assert "device makes crops of 8 bits" in problem
+    assert "use the backend fast, or reference" in problem
 
 
 def test_one_key_says_how_often_images_come() -> None:

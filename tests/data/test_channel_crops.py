@@ -40,7 +40,7 @@ def _deep(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(np.uint16) * 257
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=BLURS)
 def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "fast":
         pytest.importorskip("cv2")
@@ -130,6 +130,7 @@ def _rgba() -> Image.Image:
     return Image.fromarray(np.dstack([colours, alpha.astype(np.uint8)]))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_rgba_is_the_crop_of_its_colours_and_of_its_alpha(backend: str) -> None:
     recipe = CropRecipe(BOX, SIZE, True, (("hue", 0.1), ("saturation", 1.2)), True, (9, 1.0), 128)
     (found,) = render_crops(_rgba(), [recipe], backend)

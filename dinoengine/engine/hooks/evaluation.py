@@ -137,7 +137,7 @@ class PreciseBN(HookBase):
         from fvcore.nn.precise_bn import update_bn_stats
 
         device = next(self.model.parameters()).device
-        crops = (batch.global_crops.to(device) for batch in self.data_loader)
+        crops = (batch.to(device).global_crops for batch in self.data_loader)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.train()  # fvcore averages what BatchNorm measures in training mode
         try:

@@ -9,6 +9,7 @@ import torch
 
 from dinoengine.config import get_cfg
 from dinoengine.data import BlockMasking, MaskPlan, MultiCrop
+from dinoengine.data.decoded_batch import made_crops
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.evaluation.numerics.quantity import Quantity
 
@@ -58,7 +59,7 @@ def check_blur() -> Iterator[Quantity]:
     changed = np.zeros(3)
     for position in range(BLUR_DRAWS):
         global_crops, local_crops = augmentation(image, position_rng(0, position, CROPS))
-        changed += [not torch.equal(crop, plain) for crop in [*global_crops, *local_crops]]
+        changed += [not torch.equal(crop, plain) for crop in made_crops([*global_crops, *local_crops])]
     for (view, expected), count in zip(BLUR.items(), changed, strict=True):
         tolerance = 4.5 * (expected * (1 - expected) / BLUR_DRAWS) ** 0.5  # standard errors; 0 is exact
         source = "published code as applied"
