@@ -24,10 +24,11 @@ from dinoengine.checkpoint.adopt import (
     required,
     trains_with_masks,
 )
-from dinoengine.checkpoint.files import CheckpointError, read_content, short_list
+from dinoengine.checkpoint.files import CheckpointError, short_list
 from dinoengine.checkpoint.fitting import is_of_this_model, load_into
 from dinoengine.checkpoint.layouts import detect_layout
 from dinoengine.checkpoint.layouts.layout import is_state_dict
+from dinoengine.checkpoint.reading import read_content
 from dinoengine.checkpoint.resuming import (
     POINTER,
     iteration_of,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from dinoengine.checkpoint.files import CheckpointError, read_checkpoint
+from dinoengine.checkpoint.files import CheckpointError
 from dinoengine.checkpoint.output import require_free
+from dinoengine.checkpoint.reading import read_checkpoint
 from dinoengine.checkpoint.sharded import is_sharded_checkpoint, read_sharded
 from dinoengine.checkpoint.writing import num_bytes, write_file
 

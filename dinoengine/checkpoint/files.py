@@ -1,10 +1,9 @@
-"""Reading weight files of any origin. They are data: nothing in them is ever run."""
+"""Reading a weight file of any origin. It is data: nothing in it is ever run."""
 
 from __future__ import annotations
 
 import argparse
 import errno
-import json
 import logging
 import os
 import pickle
@@ -24,7 +23,7 @@ StateDict = dict[str, Tensor]
 
 DIGEST = "digest"
 
-_MOST_NAMES = 8
+MOST_NAMES = 8
 # What unpickling bytes that are no pickle may end in.
 _DAMAGE = (EOFError, KeyError, AttributeError, IndexError, TypeError, AssertionError, struct.error)
 _GRAPHS = (".onnx", ".pt2")
@@ -54,29 +53,8 @@ class FileContent:
     config: dict[str, Any] | None = None
 
 
-def read_content(path: str) -> FileContent:
-    """Read a ``.pth`` file, a ``.safetensors`` file, or a folder with ``config.json`` and ``model.safetensors``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointError: if it is damaged, no checkpoint, or holds pickled code.
-    """
-    local = local_path(path)
-    if os.path.isdir(local) and not local.rstrip("/").endswith(".dcp"):
-        weights = os.path.join(local, "model.safetensors")
-        if not os.path.isfile(weights):
-            found = ", ".join(sorted(os.listdir(local))[:_MOST_NAMES]) or "nothing"
-            raise CheckpointError(
-                f"The folder {path} has no model.safetensors (it has {found}). Give a weight file, or a folder as Hugging "
-                "Face's save_pretrained writes it, in one file."
-            )
-        local = weights
-    data = _read_safetensors(local, path) if local.endswith(".safetensors") else read_checkpoint(path)
-    return FileContent(path, data, _read_json(os.path.join(os.path.dirname(local), "config.json")))
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """The content of a checkpoint, a file or the folder of a sharded one, on the CPU. Only data is read, no pickled code.
+def read_file(path: str) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU. Only data is read, no pickled code.
 
     An ``argparse.Namespace``, in which trainings keep their arguments, is data: a dict by another name. The digest that a
     Checkpointer has put into the file is compared with its content, and left out.
@@ -87,10 +65,6 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         CheckpointError: if it is no checkpoint.
     """
     local = local_path(path)
-    if os.path.isdir(local) and local.rstrip("/").endswith(".dcp"):
-        from dinoengine.checkpoint.sharded import read_sharded  # which reads files as well
-
-        return read_sharded(local)
     _require_file(local, path)
     if local.endswith(_GRAPHS):
         raise CheckpointError(
@@ -109,7 +83,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         if _is_of_the_machine(error):
             raise
         raise UnreadableCheckpointError(
-            f"{path} cannot be read: damaged or no checkpoint ({_first_line(error)}). {_ADVICE_ON_DAMAGE}"
+            f"{path} cannot be read: damaged or no checkpoint ({first_line(error)}). {_ADVICE_ON_DAMAGE}"
         ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a checkpoint, which is a dict.")
@@ -145,33 +119,28 @@ def _require_file(local: str, path: str) -> None:
         raise FileNotFoundError(f"Checkpoint {path} does not exist. Check the path (MODEL.WEIGHTS in a config).")
 
 
-def _read_safetensors(local: str, path: str) -> StateDict:
+def read_safetensors(path: str) -> StateDict:
+    """The tensors of a ``.safetensors`` file, on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UnreadableCheckpointError: if it is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    local = local_path(path)
     _require_file(local, path)
     try:
         return load_file(local)
     except (SafetensorError, OSError) as error:
         raise UnreadableCheckpointError(
-            f"{path} cannot be read: damaged or no safetensors ({_first_line(error)})."
+            f"{path} cannot be read: damaged or no safetensors ({first_line(error)})."
         ) from None
 
 
-def _read_json(path: str) -> dict[str, Any] | None:
-    if not os.path.isfile(path):
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {_first_line(error)}.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
-    return content
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What went wrong, short enough for a message."""
     if isinstance(error, _DAMAGE):
         return "no pickle"  # their texts are of the unpickler's bookkeeping
     text = (str(error).splitlines() or [""])[0].split(". ")[0]
@@ -196,5 +165,5 @@ def grouped_names(keys: list[str]) -> list[str]:
 
 def short_list(names: list[str]) -> str:
     """The first names and how many more there are."""
-    more = f" ... and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    more = f" ... and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more

@@ -6,11 +6,12 @@ import logging
 
 import torch
 
-from dinoengine.checkpoint.files import CheckpointError, StateDict, read_content, short_list
+from dinoengine.checkpoint.files import CheckpointError, StateDict, short_list
 from dinoengine.checkpoint.heads import HeadShape, head_shape
 from dinoengine.checkpoint.layouts import Hints, read_weights
 from dinoengine.checkpoint.layouts.layout import is_state_dict
 from dinoengine.checkpoint.output import require_free
+from dinoengine.checkpoint.reading import read_content
 from dinoengine.utils.file_io import atomic_write
 
 logger = logging.getLogger(__name__)

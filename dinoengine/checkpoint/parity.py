@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinoengine.checkpoint.files import CheckpointError, StateDict, read_content
+from dinoengine.checkpoint.files import CheckpointError, StateDict
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.checkpoint.layouts.layout import Hints
+from dinoengine.checkpoint.reading import read_content
 from dinoengine.checkpoint.weights import BackboneSpec, Weights, entry_name, ffn_ratio, is_backbone
 
 # Largest difference over the largest value (but at least 1) in fp32: kernels order their sums differently.

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from dinoengine.checkpoint.convert import require_place, save_weights
-from dinoengine.checkpoint.files import FileContent, read_content
+from dinoengine.checkpoint.files import FileContent
 from dinoengine.checkpoint.layouts import LAYOUTS, Hints, detect_layout
 from dinoengine.checkpoint.output import require_agreement, require_free
 from dinoengine.checkpoint.parity import Comparison, compare_tensors, tokens_of_backbone
 from dinoengine.checkpoint.patch_kernel import repeat_channels, resample_patches
+from dinoengine.checkpoint.reading import read_content
 from dinoengine.checkpoint.resize_steps import with_channels, with_patch_size, with_registers, with_table_grid
 from dinoengine.checkpoint.weights import BackboneSpec, Weights, grid_of, is_backbone
 from dinoengine.config import cfg_from_text

@@ -6,7 +6,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError, read_checkpoint
+from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError
+from dinoengine.checkpoint.reading import read_checkpoint
 from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, is_sharded_checkpoint, read_sharded, rename_checkpoint
 from dinoengine.utils import comm
 

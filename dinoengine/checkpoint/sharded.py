@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError, read_checkpoint
+from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError, read_file
 from dinoengine.checkpoint.writing import write_file
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import sync_folder, write_json
@@ -134,7 +134,7 @@ def read_sharded(path: str, mesh: DeviceMesh | None = None) -> dict[str, Any]:
     problems = [text for text in (comm.all_gather(problem) if mesh is not None else [problem]) if text]
     if problems:
         raise UnreadableCheckpointError(problems[0])
-    content: dict[str, Any] = read_checkpoint(os.path.join(folder, _REST))["content"]
+    content: dict[str, Any] = read_file(os.path.join(folder, _REST))["content"]
     return _with_tensors(content, _load(folder, mesh))
 
 

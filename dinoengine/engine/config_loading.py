@@ -12,8 +12,8 @@ import torch
 
 from dinoengine.checkpoint import CheckpointError, resumable
 from dinoengine.checkpoint.adopt import fit_config, hints_of_config, require_same_backbone, say_assumed_heads
-from dinoengine.checkpoint.files import read_content
 from dinoengine.checkpoint.layouts import read_weights
+from dinoengine.checkpoint.reading import read_content
 from dinoengine.checkpoint.weights import Weights
 from dinoengine.config import CfgNode, ConfigError, key_origins, read_cfg, validate
 from dinoengine.config.config import flatten

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from dinoengine.checkpoint.files import CheckpointError, FileContent, grouped_names, read_content, short_list
+from dinoengine.checkpoint.files import CheckpointError, FileContent, grouped_names, short_list
 from dinoengine.checkpoint.layouts.cerebras import Cerebras
 from dinoengine.checkpoint.layouts.dino import Dino, IBot
 from dinoengine.checkpoint.layouts.hugging_face import HuggingFace
@@ -12,6 +12,7 @@ from dinoengine.checkpoint.layouts.layout import Hints, Layout
 from dinoengine.checkpoint.layouts.meta import MetaBackbone, MetaTeacher
 from dinoengine.checkpoint.layouts.own import Own
 from dinoengine.checkpoint.layouts.timm import Timm
+from dinoengine.checkpoint.reading import read_content
 from dinoengine.checkpoint.weights import Weights
 
 logger = logging.getLogger(__name__)
