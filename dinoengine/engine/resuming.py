@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -25,9 +25,6 @@ from dinoengine.config.resume_rules import (
 from dinoengine.utils import comm
 from dinoengine.utils.file_io import atomic_write
 from dinoengine.utils.writers import METRICS_FILE
-
-if TYPE_CHECKING:
-    from dinoengine.engine.defaults import DefaultTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +125,21 @@ def checkpoint_to_fork(source: str) -> str:
     return source
 
 
-def fork_run(trainer: DefaultTrainer, source: str) -> int:
+class ForkingTrainer(Protocol):
+    """What ``fork_run`` needs of a trainer: its config, its model without wrappers, its state, and where it is saved."""
+
+    cfg: CfgNode
+    checkpointer: Checkpointer
+
+    @property
+    def bare_model(self) -> nn.Module: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def fork_run(trainer: ForkingTrainer, source: str) -> int:
     """Take the full state of another run, and save it as the first checkpoint of this one; a collective operation.
 
     Any key may have changed; model, optimizer and hooks must still fit. From then on the fork is a run like any other.
