@@ -164,7 +164,7 @@ def train_heads(
         return
     finite = FiniteCheck(dataset, "training features")
     factor = CosineSchedule(1.0, 0.0, num_iters)
-    began = time.perf_counter()
+    began = 0.0
     with contextlib.closing(make_stream(start_iter)) as stream:
         for iteration in range(start_iter, num_iters):
             batch = next(stream)
@@ -172,7 +172,12 @@ def train_heads(
             finite.finish_batch(batch.features.device)
             losses = heads.step(batch.features, batch.labels, batch_size=batch_size, lr_factor=factor(iteration))
             done = iteration + 1
-            seconds_left = (time.perf_counter() - began) / (done - start_iter) * (num_iters - done)
+            num_timed = iteration - start_iter
+            if num_timed == 0:
+                began = (
+                    time.perf_counter()
+                )  # the first batch has waited until all features were computed, if they are kept
+            seconds_left = (time.perf_counter() - began) / max(1, num_timed) * (num_iters - done)
             if seconds_left > 5:
                 lowest = losses.nan_to_num(nan=float("inf")).min().item()
                 log_every_n_seconds(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dinoengine.data import TrainingSampler
-from dinoengine.evaluation import Features, HeadGrid, LinearHeads
+from dinoengine.evaluation import Features, HeadGrid, LinearHeads, linear_training
 from dinoengine.evaluation.linear_training import (
     FeatureStream,
     ProbeCheckpoint,
@@ -142,3 +142,19 @@ def test_features_that_are_not_finite_are_named(tmp_path: Path) -> None:
         ValueError, match=r"The training features of 1 of \d+ images are not finite, e\.g\. images number \[7\]"
     ):
         _train(ProbeCheckpoint(str(tmp_path), {}), stream)
+
+
+def test_the_wait_for_the_first_batch_is_not_taken_for_the_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, said = [0.0], []
+    monkeypatch.setattr(linear_training.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(linear_training, "log_every_n_seconds", lambda level, message, *_, **__: said.append(message))
+
+    def stream(start_iter: int) -> FeatureStream:
+        for number, batch in enumerate(_stream(start_iter)):
+            clock[0] += 10 if number else 3600
+            yield batch
+
+    _train(ProbeCheckpoint(str(tmp_path), {}), stream, num_iters=4)
+    assert [message.rpartition("about ")[2] for message in said] == ["0:00:20 left", "0:00:10 left"]
