@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dinoengine.checkpoint import CheckpointError, load_backbone, read_checkpoint
+from dinoengine.checkpoint import CheckpointError, load_backbone, read_checkpoint, sharded
 from dinoengine.checkpoint.consolidate import consolidate
+from dinoengine.checkpoint.sharded import is_checkpoint
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.engine import SSLTrainer, create_ddp_model, launch
 from dinoengine.engine.plan import make_plan
 from dinoengine.engine.simple_trainer import SimpleTrainer
+from dinoengine.engine.verify import compare_checkpoints
 from dinoengine.modeling.layers.attention_kernels import KERNELS
 from dinoengine.solver.clipping import clip_grad_norms_
 from dinoengine.utils import comm
@@ -258,6 +261,52 @@ def test_saved_by_four_and_resumed_by_two_and_by_one(four: list[dict[str, Any]],
     for report in (two["fsdp"], two["ddp"], _resume(str(folders[2]), "fsdp")):
         assert report["losses"] == pytest.approx(expected["losses"], rel=2e-4)
         assert report["losses"][:2] == expected["losses"][:2]  # the metric history came along
+
+
+def _killed_while_writing(folder: str) -> None:
+    """A run that is left alone, and one whose first process is killed with all shares of a checkpoint on disk."""
+    torch.set_num_threads(1)
+    for name in ("alone", "killed"):
+        cfg = _kill_cfg(folder, name)
+        trainer = SSLTrainer(cfg)
+        trainer.resume_or_load(resume=False)
+        if name == "killed" and comm.is_main_process():
+            commit = sharded._commit
+
+            def commit_or_die(path: str, *args: Any, commit: Any = commit) -> None:
+                if path.endswith("model_0000003.dcp"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                commit(path, *args)
+
+            sharded._commit = commit_or_die
+        trainer.train()
+
+
+def _resume_killed(folder: str) -> None:
+    torch.set_num_threads(1)
+    trainer = SSLTrainer(_kill_cfg(folder, "killed"))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    trainer.train()
+
+
+def _kill_cfg(folder: str, name: str) -> CfgNode:
+    cfg = _cfg(folder, "centering")
+    cfg.merge_from_list(["SOLVER.MAX_ITER", 5, "DATASETS.TEST", "()", "TEST.EVAL_AT_START", False])
+    cfg.OUTPUT_DIR = os.path.join(folder, name)
+    return cfg
+
+
+def test_a_kill_while_shares_are_written_loses_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launch(_killed_while_writing, 2, args=(str(tmp_path),), device="cpu")
+    assert ended.value.code == 128 + signal.SIGKILL
+    left = tmp_path / "killed" / "model_0000003.dcp"
+    assert list(left.glob("shards_*/*.safetensors"))
+    assert not is_checkpoint(str(left))
+    assert launch(_resume_killed, 2, args=(str(tmp_path),), device="cpu") is None
+    finals = [str(tmp_path / name / "model_final.dcp") for name in ("alone", "killed")]
+    assert compare_checkpoints(*finals).different == []
 
 
 def test_a_consolidated_file_is_one_of_one_process(four: list[dict[str, Any]], folder: str, tmp_path: Path) -> None:
