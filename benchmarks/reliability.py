@@ -26,7 +26,8 @@ from damage import damaged_checkpoints, damaged_images
 from torch import Tensor, nn
 
 from dinoengine.checkpoint import Checkpointer
-from dinoengine.checkpoint.resuming import FINAL, POINTER, checkpoint_name
+from dinoengine.checkpoint.resuming import FINAL, POINTER, checkpoint_name, endings_of
+from dinoengine.checkpoint.sharded import is_checkpoint
 from dinoengine.engine import SimpleTrainer, default_writers, hooks, run_command
 from dinoengine.engine.launch import free_port
 from dinoengine.engine.verify import compare_checkpoints
@@ -47,6 +48,7 @@ The short version that the test suite runs, and the long one of benchmarks/RESUL
   %(prog)s --kills 50 --mutations 500 --iterations 86400
   %(prog)s --only kills --kills 50 --signals KILL --world-sizes 1
   %(prog)s --only kills --kills 50 --signals KILL TERM --world-sizes 2
+  %(prog)s --only kills --kills 12 --signals KILL --world-sizes 2 --parallel fsdp
   %(prog)s --only checkpoints images volume
 
 How long, on two cores shared with other work (load 8 to 12; less on free ones): a kill with its resume 20 to 25 s, so 50 of
@@ -126,8 +128,8 @@ class Run:
 
     def wait_for_checkpoints(self, num: int) -> int:
         """Until that many are on disk, or the run ends; returns ``num``, or 0 if it is negative."""
-        path = os.path.join(self.output_dir, f"{checkpoint_name(max(0, num - 1))}.pth")
-        while num > 0 and not os.path.exists(path) and any(process.is_alive() for process in self.processes):
+        paths = endings_of(os.path.join(self.output_dir, checkpoint_name(max(0, num - 1))))
+        while num > 0 and not any(map(is_checkpoint, paths)) and any(p.is_alive() for p in self.processes):
             time.sleep(0.01)
         return max(0, num)
 
@@ -142,41 +144,57 @@ class Run:
             return file.read()[-3000:]
 
 
-def train_whole(folder: str, world_size: int) -> str:
+def train_whole(folder: str, world_size: int, *words: str) -> str:
     """The OUTPUT_DIR of a run that is left alone."""
     out = os.path.join(folder, f"whole{world_size}")
-    run = Run(out, world_size)
+    run = Run(out, world_size, *words)
     codes = run.end()
     if codes != [0] * world_size:
         raise RuntimeError(f"A run that was left alone ended with {codes}:\n{run.last_lines()}")
     return out
 
 
-def kills(folder: str, count: int, world_size: int, number: signal.Signals, rng: random.Random) -> dict[str, int]:
+def _is_writing(output_dir: str) -> bool:
+    """Whether a file or a folder of shares was left unfinished."""
+    shards = glob.glob(os.path.join(output_dir, "*.dcp", "shards_*"))
+    whole = [path for path in glob.glob(os.path.join(output_dir, "*.dcp")) if is_checkpoint(path)]
+    return bool(glob.glob(os.path.join(output_dir, ".*.tmp"))) or len(shards) > len(whole)
+
+
+def _final(output_dir: str) -> str:
+    """The last checkpoint of a finished run; empty if it is not finished."""
+    return next(filter(is_checkpoint, endings_of(os.path.join(output_dir, FINAL))), "")
+
+
+def kills(
+    folder: str, count: int, world_size: int, number: signal.Signals, rng: random.Random, parallel: str
+) -> dict[str, int]:
     """``count`` runs ended by a signal at random moments and resumed to the end; how many became the one left alone.
 
     SIGKILL ends each process where it stands; after any other signal each must end by itself with EXIT_PAUSED (or 0, if it
     had nothing left to do).
     """
-    whole = train_whole(folder, world_size)
+    how_split = ("MODEL.PARALLEL", parallel)
+    whole = train_whole(folder, world_size, *how_split)
     ends_well = (-number, 0) if number == signal.SIGKILL else (EXIT_PAUSED, 0)
     found: Counter[str] = Counter(kills=0, equal=0, while_writing=0, before_first_checkpoint=0, after_the_end=0)
     for i in range(count):
         out = os.path.join(folder, f"{number.name}_{i}")
-        background = ("SOLVER.CHECKPOINT_IN_BACKGROUND", str(i % 2 == 1))
-        run = Run(out, world_size, *background)
+        # Shares are never written in the background.
+        words = (*how_split, "SOLVER.CHECKPOINT_IN_BACKGROUND", str(parallel == "ddp" and i % 2 == 1))
+        run = Run(out, world_size, *words)
         # Moments are spread over checkpoints and not over seconds, most of which may go into the start.
         num_saved = run.wait_for_checkpoints(rng.randrange(-3, _ITERATIONS))
         time.sleep(rng.uniform(0.0, 0.3 if num_saved else 3.0))
         run.send(number)
         codes = run.end()
         found["kills"] += 1
-        found["while_writing"] += bool(glob.glob(os.path.join(out, ".*.tmp")))
+        found["while_writing"] += _is_writing(out)
         found["before_first_checkpoint"] += not os.path.exists(os.path.join(out, POINTER))
-        found["after_the_end"] += os.path.exists(os.path.join(out, f"{FINAL}.pth"))
+        found["after_the_end"] += bool(_final(out))
         outcome = "equal" if all(code in ends_well for code in codes) else f"ended with {codes}"
         if outcome == "equal":
-            outcome = _resumed(Run(out, world_size, "--resume", *background), whole, out)
+            outcome = _resumed(Run(out, world_size, "--resume", *words), whole, out)
         found["equal"] += outcome == "equal"
         how = f"{world_size} process(es), {number.name} after {num_saved} of {_ITERATIONS} checkpoints"
         print(f"  {i + 1}/{count}  {how}: {outcome}", flush=True)
@@ -190,7 +208,7 @@ def _resumed(run: Run, whole: str, out: str) -> str:
     codes = run.end()
     if any(code != 0 for code in codes):
         return f"the resumed run ended with {codes}, see {run.log}:\n{run.last_lines()}"
-    different = compare_checkpoints(*(os.path.join(d, f"{FINAL}.pth") for d in (whole, out))).different
+    different = compare_checkpoints(_final(whole), _final(out)).different
     return f"NOT EQUAL in {different[:5]}, see {out}" if different else "equal"
 
 
@@ -270,6 +288,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--kills", default=50, help="for each number of processes and signal (default: 50)")
     add("--world-sizes", nargs="+", default=[1, 2], help="numbers of processes of a run (default: 1 2)")
+    parser.add_argument(
+        "--parallel",
+        choices=("ddp", "fsdp"),
+        default="ddp",
+        help="MODEL.PARALLEL of the runs; with fsdp several processes write checkpoints of shares (default: ddp)",
+    )
     signals = ("KILL", "TERM", "INT", "USR1")
     parser.add_argument("--signals", nargs="+", choices=signals, default=signals[:2], help="(default: KILL TERM)")
     add("--mutations", default=500, help="checkpoints, and images (default: 500)")
@@ -303,9 +327,10 @@ def _parts(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[str, rando
 
     def kill(world_size: int, number: signal.Signals) -> Callable[[str, random.Random], bool]:
         def measure(folder: str, rng: random.Random) -> bool:
-            found = kills(folder, args.kills, world_size, number, rng)
+            found = kills(folder, args.kills, world_size, number, rng, args.parallel)
             equal = f"{found['equal']} of {found['kills']} bitwise equal"
-            print(f"ended by {number.name} and resumed, {world_size} process(es): {equal} {found}")
+            run = f"{world_size} process(es)" + (", fsdp" if args.parallel == "fsdp" else "")
+            print(f"ended by {number.name} and resumed, {run}: {equal} {found}")
             return found["equal"] == found["kills"]
 
         return measure

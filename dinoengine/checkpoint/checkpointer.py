@@ -36,6 +36,7 @@ from dinoengine.checkpoint.resuming import (
     pointed_name,
     read_newest_readable,
     read_shares,
+    remove_twin,
     resumable,
     set_aside,
     shown,
@@ -209,6 +210,7 @@ class Checkpointer:
     def _tag(self, path: str, tag_last: bool) -> None:
         if tag_last:
             self.tag_last_checkpoint(os.path.basename(path))
+        remove_twin(path)
 
     @property
     def _mesh(self) -> DeviceMesh | None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError
 from dinoengine.checkpoint.reading import read_checkpoint
-from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, is_sharded_checkpoint, read_sharded, rename_checkpoint
+from dinoengine.checkpoint.sharded import (
+    SUFFIX,
+    is_checkpoint,
+    is_sharded_checkpoint,
+    read_sharded,
+    remove_checkpoint,
+    rename_checkpoint,
+)
 from dinoengine.utils import comm
 
 if TYPE_CHECKING:
@@ -45,6 +53,17 @@ def checkpoint_name(iteration: int) -> str:
 def endings_of(name: str) -> list[str]:
     """What a checkpoint may be called on disk: ``name`` as a file and as a folder of shards."""
     return [name + ".pth", name + SUFFIX]
+
+
+def remove_twin(path: str) -> None:
+    """Remove the older checkpoint of the same name and the other kind, which a run has left that was or was not sharded.
+
+    Else a ``model_final`` of long ago would stay beside the one just written. What cannot be removed stays.
+    """
+    for twin in endings_of(os.path.splitext(path)[0]):
+        if twin != path and is_checkpoint(twin):
+            with contextlib.suppress(OSError):
+                remove_checkpoint(twin)
 
 
 def iteration_of(name: str) -> int | None:

@@ -11,8 +11,15 @@ from torch import nn
 
 from dinoengine.config import CfgNode, validate
 from dinoengine.data import build_dataset
-from dinoengine.engine.sharding import sharding_units
-from dinoengine.engine.workload import Workload, activation_bytes, require_known_parts, step_flops, workspace_bytes
+from dinoengine.engine.sharding import ShardingUnit, sharding_units
+from dinoengine.engine.workload import (
+    Workload,
+    activation_bytes,
+    recomputed_flops,
+    require_known_parts,
+    step_flops,
+    workspace_bytes,
+)
 from dinoengine.modeling import build_model
 from dinoengine.modeling.backbone.vit import VisionTransformer
 from dinoengine.modeling.heads.dino_head import DINOHead
@@ -43,7 +50,8 @@ class Plan:
     Attributes:
         memory: strategy -> part -> bytes on one GPU.
         traffic: strategy -> what is exchanged -> bytes that each GPU sends in a step.
-        flops_per_image: of the training step, attention included.
+        flops_per_image: of the training step, attention included; activation checkpointing computes ``recomputed_flops`` of
+            them again.
         num_images: of the training set; None where the data is not at hand.
         checkpoint_bytes: of one checkpoint; ``num_checkpoints`` of them lie on disk at most.
         warnings: settings that work but can hardly be meant.
@@ -57,6 +65,7 @@ class Plan:
     memory: dict[str, dict[str, float]]
     traffic: dict[str, dict[str, float]]
     flops_per_image: float
+    recomputed_flops: float
     num_images: int | None
     checkpoint_bytes: int
     num_checkpoints: int
@@ -108,6 +117,7 @@ def make_plan(cfg: CfgNode, num_processes: int, num_images: int = 0) -> Plan:
         memory={strategy: _memory(cfg, model, work, strategy, num_processes) for strategy in STRATEGIES},
         traffic={strategy: _traffic(cfg, model, work, strategy, num_processes) for strategy in STRATEGIES},
         flops_per_image=step_flops(model, work),
+        recomputed_flops=recomputed_flops(model, work),
         num_images=size,
         checkpoint_bytes=saved,
         num_checkpoints=_num_checkpoints(cfg),
@@ -183,15 +193,31 @@ def _traffic(cfg: CfgNode, model: DINOv2, work: Workload, strategy: str, num_pro
     if strategy == "ddp":
         traffic = {"gradients": 2 * ring * (2 if cfg.MODEL.DDP.FP16_COMPRESSION else 4) * trained}
     else:
-        # Each pass over crops of one size gathers the blocks, and its backward pass does so again.
-        passes = 1 + bool(work.local_crops.num)
         gathered = 4.0 * _numel_outside_units(model)
         for unit, size in zip(sharding_units(model), _unit_bytes(model, work, trained=False), strict=True):
-            is_head = len(unit.modules) == 1
-            is_student = any(p.requires_grad for module in unit.modules for p in module.parameters())
-            gathered += num_parts * size * ((1 if is_head else passes) * 2 if is_student else 1)
-        traffic = {"weights": ring * gathered, "gradients": ring * 4 * trained}
+            gathered += size * _num_gathers(cfg, model, work, unit)
+        traffic = {"weights": ring * num_parts * gathered, "gradients": ring * 4 * trained}
     return traffic | {"objective": ring * num_parts * _objective_bytes(cfg, model, work, num_processes)}
+
+
+def _num_gathers(cfg: CfgNode, model: DINOv2, work: Workload, unit: ShardingUnit) -> int:
+    """How often a unit is gathered for one micro-batch: at each call, and at each backward pass of one."""
+    is_head = len(unit.modules) == 1
+    if any(p.requires_grad for module in unit.modules for p in module.parameters()):
+        # The student's head sees all its rows at once, a block crops of all sizes if its attention can.
+        return 2 * (1 if is_head or _is_packed(cfg, work) else 1 + bool(work.local_crops.num))
+    # The teacher's head is called for CLS tokens and for patches.
+    shared_head = model.patch_head == "dino_head" and model.dino_weight > 0 and model.ibot_weight > 0
+    return 1 + (is_head and shared_head)
+
+
+def _is_packed(cfg: CfgNode, work: Workload) -> bool:
+    """Whether attention takes crops of all sizes in one call on a GPU.
+
+    Of "auto" it is assumed in 16 bits, which torch's own kernel needs; in fp32 it depends on xformers.
+    """
+    attention = cfg.MODEL.ATTENTION
+    return attention in ("varlen", "xformers") or (attention == "auto" and work.amp and cfg.MODEL.DEVICE != "cpu")
 
 
 def _objective_bytes(cfg: CfgNode, model: DINOv2, work: Workload, num_processes: int) -> float:
@@ -257,6 +283,8 @@ def render(plan: Plan, *, images_per_second: float = 0.0, gpu_memory_gib: float 
                 f"{hours:,.1f} at {images_per_second:g} images/s per GPU ({hours * plan.num_processes:,.0f} GPU hours)",
             )
         )
+    if plan.recomputed_flops:
+        rows.insert(3, ("computed again", f"{plan.recomputed_flops / 1e9:,.1f} G per image (activation checkpointing)"))
     sections = [tabulate(rows, tablefmt="plain", disable_numparse=True)]
     is_large = plan.total_memory("ddp") >= _GIB
     sections.append(

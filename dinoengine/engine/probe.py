@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinoengine.config import CfgNode
 from dinoengine.data import build_train_loader
+from dinoengine.engine.living_storages import LivingStorages
 from dinoengine.engine.precision import PRECISIONS, resolve_precision
 from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.ssl_trainer import SSLTrainer
-from dinoengine.engine.workload import Workload, activation_bytes, require_known_parts, step_flops
+from dinoengine.engine.workload import Workload, activation_bytes, recomputed_flops, require_known_parts, step_flops
 from dinoengine.modeling.meta_arch.dinov2 import DINOv2
 from dinoengine.solver import build_lr_scheduler, build_optimizer
 from dinoengine.structures import SSLBatch
@@ -96,32 +96,27 @@ def _compare(trainer: SimpleTrainer, model: DINOv2, work: Workload) -> list[Comp
         kept = measure_saved_bytes(model, batch)
         flops = measure_flops(model, batch)
     estimate = sum(activation_bytes(model, work).values())
+    operations = step_flops(model, work) + recomputed_flops(model, work)
     return [
         Comparison("kept for the backward pass", "MiB", estimate / 2**20, kept / 2**20),
-        Comparison("operations of a step", "GFLOP an image", step_flops(model, work) / 1e9, flops / len(batch) / 1e9),
+        Comparison("operations of a step", "GFLOP an image", operations / 1e9, flops / len(batch) / 1e9),
     ]
 
 
 def measure_saved_bytes(model: DINOv2, batch: SSLBatch) -> int:
-    """Bytes of the storages that a forward pass keeps for the backward pass, without parameters and the batch itself."""
+    """Bytes that a forward pass leaves for the backward pass, without parameters and the batch itself."""
     own = [*model.parameters(), *model.buffers(), *(v for v in vars(batch).values() if isinstance(v, Tensor))]
-    known = {tensor.untyped_storage().data_ptr() for tensor in own}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(batch).total()  # alive while it is counted, so that no storage takes the place of another
+    with LivingStorages(own) as storages:
+        loss = model(batch).total()
+    torch.clear_autocast_cache()  # a step leaves autocast before its backward pass
+    kept = storages.num_bytes()
     del loss
-    return sum(storages.values())
+    return kept
 
 
 def measure_flops(model: DINOv2, batch: SSLBatch) -> int:
-    """Operations of a forward and backward pass as torch counts them, attention as plain products."""
+    """Operations of a forward and backward pass as torch counts them, attention as plain products; what activation
+    checkpointing computes again counts again."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(batch).total().backward()
     model.zero_grad(set_to_none=True)

@@ -38,7 +38,7 @@ class Workload:
         images: B.
         global_crops, local_crops: the second with ``num`` 0 where there are none.
         masked: masked patches M, the mean over batches.
-        amp: whether products are computed in 16 bits.
+        amp: whether products are computed in 16 bits; SOLVER.AMP.PRECISION auto is taken for yes.
     """
 
     images: int
@@ -60,53 +60,50 @@ class Workload:
         local = crops(cfg.INPUT.LOCAL_CROPS.SIZE_PX, cfg.INPUT.LOCAL_CROPS.NUM * images * use_locals)
         share = cfg.INPUT.MASK.CROP_SHARE * sum(cfg.INPUT.MASK.RATIO) / 2
         masked = views.num * views.patches * share if cfg.MODEL.LOSS.IBOT_WEIGHT else 0.0
-        return cls(images, views, local, masked, cfg.SOLVER.AMP.ENABLED)
+        return cls(images, views, local, masked, cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION != "fp32")
 
 
 def step_flops(model: DINOv2, work: Workload) -> float:
-    """Operations of a step per image: the teacher forward, the student forward and backward (twice the forward)."""
+    """Operations of a step per image: the teacher forward, the student forward and backward (twice the forward). What
+    activation checkpointing computes again is apart: ``recomputed_flops``."""
     views = work.global_crops
     total = 0.0
     for side, crops in ((model.teacher, [views]), (model.student, [views, work.local_crops])):
         is_student = side is model.student
         backbone = _backbone(side)
         for group in crops:
-            kept = [_kept_share(block, group.num) if is_student else 1.0 for block in _blocks(backbone)]
-            embedding, blocks = _backbone_flops(backbone, group.patches, kept)
-            picked = group.num + (work.masked if group is views else 0)
-            blocks = group.num * blocks + picked * 2 * _weights_behind_attention(backbone.blocks[-1])
+            embedding, blocks = _backbone_flops(backbone, group, work, drops=is_student)
             # Pixels need no gradient: the backward pass of the patch embedding is one product, not two.
-            total += group.num * (1 + is_student) * embedding + (1 + 2 * is_student) * blocks
+            total += (1 + is_student) * embedding + (1 + 2 * is_student) * blocks
         for head, rows in _head_rows(model, side, sum(group.num for group in crops), work.masked):
             total += (1 + 2 * is_student) * rows * 2 * _weights_of_head(head)
     return total / work.images
+
+
+def recomputed_flops(model: DINOv2, work: Workload) -> float:
+    """Operations per image of the blocks that MODEL.ACTIVATION_CHECKPOINTING "full" computes again; no product is computed
+    again in the other modes."""
+    backbone = _backbone(model.student)
+    if backbone.execution.activation_checkpointing != "full":
+        return 0.0
+    groups = (work.global_crops, work.local_crops)
+    return sum(_backbone_flops(backbone, group, work, drops=True)[1] for group in groups) / work.images
 
 
 def activation_bytes(model: DINOv2, work: Workload) -> dict[str, float]:
     """Bytes that the forward pass keeps for the backward pass, by place, without weights and the input.
 
     "weights in 16 bits" are the copies that autocast makes of the student's products; sharded parameters are gathered in 16
-    bits and need none.
+    bits and need none, and blocks that are computed again make them again.
     """
     size = 2 if work.amp else 4
     backbone = _backbone(model.student)
     width = backbone.embed_dim
-    per_backbone = 0.0
+    mode = backbone.execution.activation_checkpointing
+    per_backbone = sum(_bytes_of_block(backbone, i, work, mode) for i in range(backbone.num_layers))
     for crops in (work.global_crops, work.local_crops):
-        tokens = crops.num * _num_tokens(backbone, crops.patches)
         per_backbone += crops.num * crops.values * 4  # normalised pixels, for the patch embedding
-        *others, last = _blocks(backbone)
-        for block in others:
-            kept = tokens * _kept_share(block, crops.num)
-            per_backbone += kept * (
-                _bytes_of_attention(block, width, size) + _bytes_behind_attention(block, width, size)
-            )
-            # With stochastic depth torch also keeps what index_add adds, of which it needs the shape alone.
-            per_backbone += kept * 2 * 4 * width if block.drop_path_rate else 0
-        picked = crops.num + (work.masked if crops is work.global_crops else 0)
-        per_backbone += tokens * _kept_share(last, crops.num) * _bytes_of_attention(last, width, size)
-        per_backbone += picked * (_bytes_behind_attention(last, width, size) + size * width)
-        per_backbone += picked * width * 4  # input of the final norm
+        per_backbone += _num_picked(crops, work) * width * 4  # input of the final norm
     # KoLeo and the metrics look at CLS tokens, which are a view of the picked tokens of the global crops.
     per_backbone += (work.global_crops.num + work.masked) * width * 4
 
@@ -127,14 +124,26 @@ def activation_bytes(model: DINOv2, work: Workload) -> dict[str, float]:
         prototypes = dino_head.last_layer.weight_v.shape[0]
         # Targets of the pairs: of the other view for each global crop, of both views for local crops.
         losses += (work.global_crops.num + bool(work.local_crops.num) * work.images) * prototypes * 4
-    copies = 2 * (sum(_weights_of_block(b) for b in _blocks(backbone)) + _patch_weights(backbone)) if work.amp else 0
-    return {"backbone": per_backbone, "heads": heads, "losses": losses, "weights in 16 bits": copies}
+    copies = 2 * _patch_weights(backbone)
+    if mode == "none":
+        copies += 2 * sum(_weights_of_block(b) for b in _blocks(backbone))
+    return {"backbone": per_backbone, "heads": heads, "losses": losses, "weights in 16 bits": copies * work.amp}
 
 
 def workspace_bytes(model: DINOv2, work: Workload) -> float:
-    """What a step needs for a moment beside ``activation_bytes``: gradients of the widest logits and of their logarithm."""
+    """What a step needs for a moment beside ``activation_bytes``: gradients of the widest logits and of their logarithm, or
+    later what one block computes again (MODEL.ACTIVATION_CHECKPOINTING)."""
     rows = _head_rows(model, model.student, work.global_crops.num + work.local_crops.num, work.masked)
-    return 2 * max((r * head.last_layer.weight_v.shape[0] * 4 for head, r in rows), default=0.0)
+    logits = 2 * max((r * head.last_layer.weight_v.shape[0] * 4 for head, r in rows), default=0.0)
+    backbone = _backbone(model.student)
+    mode = backbone.execution.activation_checkpointing
+    if mode == "none":
+        return logits
+    again = [
+        _bytes_of_block(backbone, i, work, "none") - _bytes_of_block(backbone, i, work, mode)
+        for i in range(backbone.num_layers)
+    ]
+    return max(logits, *again)
 
 
 def require_known_parts(model: nn.Module) -> DINOv2:
@@ -187,22 +196,62 @@ def _weights_of_head(head: DINOHead) -> int:
     return linears + head.last_layer.weight_v.numel()
 
 
-def _backbone_flops(backbone: VisionTransformer, patches: int, kept: list[float]) -> tuple[float, float]:
-    """Forward operations of one crop: of the patch embedding, of the blocks with their attention; of the last block only
-    what comes before the tokens that are needed are picked (``VisionTransformer.pick_tokens``)."""
-    tokens, width = _num_tokens(backbone, patches), backbone.embed_dim
-    blocks = sum(
-        share * (2 * tokens * _weights_of_block(block) + 4 * tokens**2 * width)
-        for block, share in zip(_blocks(backbone), kept, strict=True)
-    )
-    return 2 * patches * _patch_weights(backbone), blocks - kept[-1] * 2 * tokens * _weights_behind_attention(
-        backbone.blocks[-1]
-    )
+def _backbone_flops(backbone: VisionTransformer, crops: Crops, work: Workload, *, drops: bool) -> tuple[float, float]:
+    """Forward operations of crops: of the patch embedding, of the blocks with their attention.
+
+    What comes behind the attention of the last block sees the tokens that are needed alone
+    (``VisionTransformer.pick_tokens``).
+
+    Args:
+        drops: whether stochastic depth leaves samples out.
+    """
+    tokens, width = _num_tokens(backbone, crops.patches), backbone.embed_dim
+    total = 0.0
+    for index, block in enumerate(_blocks(backbone)):
+        attended = crops.num * (_kept_share(block, crops.num) if drops else 1.0)
+        behind = _num_picked(crops, work) if index == backbone.num_layers - 1 else attended * tokens
+        total += attended * (2 * tokens * block.attn.qkv.weight.numel() + 4 * tokens**2 * width)
+        total += behind * 2 * _weights_behind_attention(block)
+    return crops.num * 2 * crops.patches * _patch_weights(backbone), total
 
 
-def _weights_behind_attention(block: nn.Module) -> int:
-    assert isinstance(block, Block)
+def _weights_behind_attention(block: Block) -> int:
     return _weights_of_block(block) - block.attn.qkv.weight.numel()
+
+
+def _num_picked(crops: Crops, work: Workload) -> float:
+    """Tokens that the heads need: CLS, and the masked patches of global crops."""
+    return crops.num + (work.masked if crops is work.global_crops else 0)
+
+
+def _bytes_of_block(backbone: VisionTransformer, index: int, work: Workload, mode: str) -> float:
+    """Kept of a block and all crops with MODEL.ACTIVATION_CHECKPOINTING ``mode``.
+
+    What is computed again starts from the block's input; "selective" keeps the results of products and attention as well.
+    """
+    block, width, size = backbone.blocks[index], backbone.embed_dim, 2 if work.amp else 4
+    assert isinstance(block, Block)
+    is_last = index == backbone.num_layers - 1
+    total = 0.0
+    for crops in (work.global_crops, work.local_crops):
+        tokens = crops.num * _num_tokens(backbone, crops.patches)
+        attended = tokens * _kept_share(block, crops.num)
+        behind = _num_picked(crops, work) if is_last else attended  # rows of the output layer and the feed-forward
+        if mode == "none":
+            total += attended * _bytes_of_attention(block, width, size)
+            total += behind * _bytes_behind_attention(block, width, size)
+            if is_last:
+                total += behind * size * width  # the picked rows of what attention gives
+            elif block.drop_path_rate:
+                # With stochastic depth torch also keeps what index_add adds, of which it needs the shape alone.
+                total += attended * 2 * 4 * width
+            continue
+        total += tokens * 4 * width
+        if mode == "selective":
+            first_layer = block.mlp.w12 if isinstance(block.mlp, SwiGLU) else block.mlp.fc1
+            total += attended * (size * 4 * width + 4 * block.attn.num_heads)  # q, k, v, the result, its logarithms
+            total += behind * size * (2 * width + first_layer.out_features)
+    return total
 
 
 def _bytes_of_norm(width: int, size: int) -> int:

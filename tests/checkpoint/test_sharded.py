@@ -189,6 +189,16 @@ def test_a_checkpointer_falls_back_and_changes_between_whole_and_shared(tmp_path
     assert torch.equal(again.model.bias.full_tensor(), torch.ones(2))  # type: ignore[operator, union-attr]
 
 
+def test_one_of_a_name_is_left_when_a_run_is_no_longer_sharded(tmp_path: Path) -> None:
+    """model_final and model_best are written again: the older of the other kind would be taken for the result."""
+    shared, whole = Checkpointer(_model(1.0), str(tmp_path)), Checkpointer(nn.Linear(3, 2), str(tmp_path))
+    shared.save("model_0000007", iteration=7)
+    for checkpointer, left in ((shared, "model_final.dcp"), (whole, "model_final.pth"), (shared, "model_final.dcp")):
+        checkpointer.save("model_final", iteration=8)
+        assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000007.dcp", left]
+        assert checkpointer.last_checkpoint_name() == left
+
+
 def test_a_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpointer = Checkpointer(_model(1.0), str(tmp_path))
     checkpointer.save("model_0000000", iteration=0)

@@ -38,6 +38,27 @@ def test_memory_and_traffic_of_ddp_and_fsdp(tiny_cfg: CfgNode) -> None:
     assert plan.total_memory("ddp") == sum(ddp.values())
 
 
+def test_activation_checkpointing_needs_less_memory_and_more_operations(tiny_cfg: CfgNode) -> None:
+    plans = {}
+    for mode in ("none", "selective", "full"):
+        tiny_cfg.merge_from_list(["MODEL.ACTIVATION_CHECKPOINTING", mode, "MODEL.VIT.DEPTH", 6])
+        plans[mode] = make_plan(tiny_cfg, 2)
+    kept = {mode: plan.memory["ddp"]["activations: backbone"] for mode, plan in plans.items()}
+    assert kept["full"] < 0.5 * kept["selective"] < 0.5 * kept["none"]
+    assert plans["selective"].recomputed_flops == plans["none"].recomputed_flops == 0
+    assert 0 < plans["full"].recomputed_flops < plans["full"].flops_per_image / 4
+    assert "computed again" in render(plans["full"])
+    assert "computed again" not in render(plans["selective"])
+
+
+def test_a_precision_that_is_fp32_is_planned_as_fp32(tiny_cfg: CfgNode) -> None:
+    plain = make_plan(tiny_cfg, 2)
+    tiny_cfg.merge_from_list(["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp32"])
+    assert make_plan(tiny_cfg, 2).memory == plain.memory
+    tiny_cfg.merge_from_list(["SOLVER.AMP.PRECISION", "bf16"])
+    assert make_plan(tiny_cfg, 2).memory != plain.memory
+
+
 def test_one_process_has_nothing_to_share(tiny_cfg: CfgNode) -> None:
     plan = make_plan(tiny_cfg, 1)
     assert plan.memory["ddp"] == plan.memory["fsdp"]

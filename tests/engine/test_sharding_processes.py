@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dinoengine.checkpoint import CheckpointError, load_backbone, read_checkpoint
+from dinoengine.checkpoint import CheckpointError, load_backbone, read_checkpoint, sharded
 from dinoengine.checkpoint.consolidate import consolidate
+from dinoengine.checkpoint.sharded import is_checkpoint
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.engine import SSLTrainer, create_ddp_model, launch
+from dinoengine.engine.plan import make_plan
 from dinoengine.engine.simple_trainer import SimpleTrainer
+from dinoengine.engine.verify import compare_checkpoints
+from dinoengine.modeling.layers.attention_kernels import KERNELS
 from dinoengine.solver.clipping import clip_grad_norms_
 from dinoengine.utils import comm
 from tests.conftest import TINY
 from tests.engine.toys import toy_trainer
+from tests.modeling.layers.dense import dense
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +47,9 @@ VARIANTS: dict[str, list[Any]] = {
         "()",
     ],
 }
+
+# Of a variant, with a kernel of attention.
+GATHERED = [("centering", "sdpa"), ("centering", "varlen"), ("micro-batches", "sdpa")]
 
 
 def _cfg(folder: str, variant: str) -> CfgNode:
@@ -98,6 +107,29 @@ def _fsdp_reductions(folder: str, num_micro_batches: int) -> dict[str, int]:
     return {e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d::") and "reduce" in e.key}
 
 
+def _gathered(folder: str, variant: str, attention: str) -> list[float]:
+    """Bytes that this process sends to gather weights in a step of FSDP in fp32: as measured, and as planned."""
+    cfg = _cfg(folder, variant)
+    cfg.merge_from_list(
+        ["MODEL.VIT.EMBED_DIM", 64, "DATASETS.TEST", "()", "TEST.EVAL_AT_START", False]
+    )  # so wide that padded tokens hardly count
+    plan_cfg = cfg.clone()
+    plan_cfg.merge_from_list(["MODEL.DEVICE", "auto", "MODEL.ATTENTION", attention])
+    if attention != "sdpa":
+        KERNELS["dense"] = dense  # packed, as kernels of CUDA are
+        cfg.MODEL.ATTENTION = "dense"
+    of_run = SSLTrainer(cfg)
+    trainer = SimpleTrainer(
+        of_run.model, of_run.data_loader, of_run.optimizer, num_micro_batches=cfg.SOLVER.NUM_MICRO_BATCHES
+    )
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with trainer.storage, torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+        trainer.run_step()
+    whole = [e.input_shapes[0][0] for e in profile.events() if e.name == "c10d::_allgather_base_"]
+    planned = make_plan(plan_cfg, comm.get_world_size()).traffic["fsdp"]["weights"]
+    return [4 * sum(whole) * (1 - 1 / comm.get_world_size()), planned]
+
+
 def _ddp_reductions(num_micro_batches: int) -> int:
     """Reductions of gradients in a step of DDP."""
     counts = [0]
@@ -138,6 +170,7 @@ def _work(folder: str) -> None:
     report: dict[str, Any] = {variant: _run(folder, variant) for variant in VARIANTS}
     report["ddp reductions"] = [_ddp_reductions(1), _ddp_reductions(2)]
     report["fsdp reductions"] = [_fsdp_reductions(folder, 1), _fsdp_reductions(folder, 2)]
+    report["gathered"] = {case: _gathered(folder, *case) for case in GATHERED}
     report["bad shard"] = _bad_shard()
     torch.save(report, os.path.join(folder, f"rank{comm.get_rank()}.pt"))
 
@@ -196,6 +229,13 @@ def test_micro_batches_reduce_gradients_once(four: list[dict[str, Any]]) -> None
         assert whole["c10d::allreduce_"] == parts["c10d::allreduce_"]
 
 
+@pytest.mark.parametrize("case", GATHERED)
+def test_weights_are_gathered_as_often_as_planned(four: list[dict[str, Any]], case: tuple[str, str]) -> None:
+    """Packed attention takes crops of both sizes in one call; else each block is gathered for each size."""
+    measured, planned = four[0]["gathered"][case]
+    assert planned == pytest.approx(measured, rel=0.03)
+
+
 def test_a_gradient_that_is_not_finite_in_one_share_is_seen_by_all(four: list[dict[str, Any]]) -> None:
     assert all(rank["bad shard"] for rank in four)
 
@@ -221,6 +261,52 @@ def test_saved_by_four_and_resumed_by_two_and_by_one(four: list[dict[str, Any]],
     for report in (two["fsdp"], two["ddp"], _resume(str(folders[2]), "fsdp")):
         assert report["losses"] == pytest.approx(expected["losses"], rel=2e-4)
         assert report["losses"][:2] == expected["losses"][:2]  # the metric history came along
+
+
+def _killed_while_writing(folder: str) -> None:
+    """A run that is left alone, and one whose first process is killed with all shares of a checkpoint on disk."""
+    torch.set_num_threads(1)
+    for name in ("alone", "killed"):
+        cfg = _kill_cfg(folder, name)
+        trainer = SSLTrainer(cfg)
+        trainer.resume_or_load(resume=False)
+        if name == "killed" and comm.is_main_process():
+            commit = sharded._commit
+
+            def commit_or_die(path: str, *args: Any, commit: Any = commit) -> None:
+                if path.endswith("model_0000003.dcp"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                commit(path, *args)
+
+            sharded._commit = commit_or_die
+        trainer.train()
+
+
+def _resume_killed(folder: str) -> None:
+    torch.set_num_threads(1)
+    trainer = SSLTrainer(_kill_cfg(folder, "killed"))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    trainer.train()
+
+
+def _kill_cfg(folder: str, name: str) -> CfgNode:
+    cfg = _cfg(folder, "centering")
+    cfg.merge_from_list(["SOLVER.MAX_ITER", 5, "DATASETS.TEST", "()", "TEST.EVAL_AT_START", False])
+    cfg.OUTPUT_DIR = os.path.join(folder, name)
+    return cfg
+
+
+def test_a_kill_while_shares_are_written_loses_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launch(_killed_while_writing, 2, args=(str(tmp_path),), device="cpu")
+    assert ended.value.code == 128 + signal.SIGKILL
+    left = tmp_path / "killed" / "model_0000003.dcp"
+    assert list(left.glob("shards_*/*.safetensors"))
+    assert not is_checkpoint(str(left))
+    assert launch(_resume_killed, 2, args=(str(tmp_path),), device="cpu") is None
+    finals = [str(tmp_path / name / "model_final.dcp") for name in ("alone", "killed")]
+    assert compare_checkpoints(*finals).different == []
 
 
 def test_a_consolidated_file_is_one_of_one_process(four: list[dict[str, Any]], folder: str, tmp_path: Path) -> None:

@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from dinoengine.engine.living_storages import LivingStorages
 from dinoengine.modeling.backbone import Execution, VisionTransformer
-
-
-class _Results(TorchDispatchMode):
-    """The storages that operators made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                reference = StorageWeakRef(storage)
-                self.sizes[reference.cdata] = (reference, storage.nbytes())
-        return outputs
-
-    def living_bytes(self) -> int:
-        return sum(size for reference, size in self.sizes.values() if not reference.expired())
 
 
 def _step(mode: str) -> tuple[list[Tensor], int]:
@@ -49,9 +25,9 @@ def _step(mode: str) -> tuple[list[Tensor], int]:
     ).train()
     images = torch.randn(8, 3, 32, 32)
     rows = torch.tensor([0, 5, 200])
-    with _Results() as results:
+    with LivingStorages(vit.parameters()) as storages:
         (tokens,) = vit.pick_tokens([images], [None], [rows])
-    kept = results.living_bytes()
+    kept = storages.num_bytes()
     # Weights that differ: a plain sum of normed tokens has no gradient but rounding.
     (tokens.cls_token * torch.linspace(-1, 1, 32)).sum().add(
         (tokens.patches * torch.linspace(1, 2, 32)).sum()
