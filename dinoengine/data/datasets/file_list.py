@@ -14,6 +14,7 @@ import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import FileDataset
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.data.path_table import PathTable
 from dinoengine.data.text_file import open_text
 from dinoengine.utils.file_io import is_file, is_url, read_bytes
@@ -97,6 +98,9 @@ class FileList(FileDataset):
         if self.root.startswith(("http://", "https://")) and not os.path.isabs(entry):
             entry = quote(entry)  # a file name may have characters that mean something in a URL
         return os.path.join(self.root, entry)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._paths.data, self._paths.ends, self.file_labels, *(self.class_names or ()))
 
     def _require_files(self, paths: Sequence[str]) -> None:
         with ThreadPoolExecutor(_NUM_THREADS) as threads:

@@ -15,6 +15,7 @@ from dinoengine.data.array_file import read_arrays, write_arrays
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.file_index import cache_folder
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.data.folder_scan import is_image
 from dinoengine.data.path_table import PathTable
 from dinoengine.data.tar_index import expand_braces, read_member, tar_members
@@ -71,6 +72,10 @@ class TarImages(ImageDataset):
         offset, size = self._places[index]
         data = read_member(self.shards[self._shard_of[index]], int(offset), int(size))
         return self.read_bytes(data, self.describe(index))
+
+    def fingerprint(self) -> str:
+        names = self._names.data, self._names.ends
+        return fingerprint(*names, self._shard_of, self._places, self.told, *(self.class_names or ()))
 
     @property
     def index_files(self) -> list[str]:
