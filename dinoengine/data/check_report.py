@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.dataset_check import NOT_IN_A_GROUP, Duplicates, Inspected, Leaks
 from dinoengine.data.dataset_findings import BLANK, HUGE, TINY, Finding
 from dinoengine.data.decode import to_format
+from dinoengine.data.inspection import SHOWN_CHANNELS, picture_of
 from dinoengine.utils.printable import printable, printable_lines
 
 _THUMBNAIL_PX = 112
@@ -49,6 +49,12 @@ svg text { font: 11px sans-serif; fill: var(--quiet); } svg rect { fill: var(--b
   .findings td:nth-child(2) { text-align: left; } .findings td:nth-child(n+3) { grid-column: 2; width: auto; }
 }
 """
+
+
+NOT_SHOWN = (
+    f"Images of other than {' or '.join(map(str, SHOWN_CHANNELS))} channels have no perceptual hash: near duplicates and "
+    "near leaks were not looked for, and none is shown."
+)
 
 
 class Page(NamedTuple):
@@ -87,6 +93,8 @@ def render_page(
     ]
     if not (duplicates.is_complete and (leaks is None or leaks.is_complete)):
         parts.append("<p>So many images look alike that not every pair of them was compared.</p>")
+    if not is_shown(inspected):
+        parts.append(f"<p>{_text(NOT_SHOWN)}</p>")
     parts += ["<h2>For the config</h2>", f"<pre>{_lines(pixel_statistics(inspected))}</pre>"]
     parts += ["<h2>Speed</h2>", f"<pre>{_lines(chr(10).join(page.speed))}</pre>", "<h2>Sizes</h2>"]
     parts += [_charts(inspected), "<h2>Kinds</h2>", _kinds_table(inspected)]
@@ -98,6 +106,11 @@ def render_page(
         f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
     return page_text.encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+def is_shown(inspected: Inspected) -> bool:
+    """Whether its images can be looked at: pictures, or arrays of SHOWN_CHANNELS."""
+    return inspected.channels is None or inspected.channels.count in SHOWN_CHANNELS
 
 
 def pixel_statistics(inspected: Inspected) -> str:
@@ -146,6 +159,9 @@ def _kinds_table(inspected: Inspected) -> str:
     kinds = [(f"mode {mode}", count) for mode, count in inspected.num_of_mode().items()]
     kinds += [(f"bad: {kind}", count) for kind, count in inspected.kinds().most_common()]
     rows = "".join(f'<tr><td>{_text(name)}</td><td class="n">{count:,}</td></tr>' for name, count in kinds)
+    if inspected.channels is not None:
+        low, high = inspected.channels.value_range
+        return f"<table>{rows}</table><p>Statistics are of (stored - {low:g}) / ({high:g} - {low:g}), cut to 0..1.</p>"
     return (
         f"<table>{rows}</table><p>Every mode is converted to INPUT.FORMAT; dinoengine/data/decode.py says how "
         "(transparency is laid on black, 16 bits become 8).</p>"
@@ -189,18 +205,19 @@ def _pictures(
     inspected: Inspected, found: Sequence[Finding], duplicates: Duplicates, leaks: Leaks | None, other: Inspected | None
 ) -> list[str]:
     """Some images of each finding that eyes can judge."""
+    if not is_shown(inspected):
+        return []
     parts: list[str] = []
-    mine = inspected.dataset
     if leaks is not None and other is not None:
         for title, pairs in (("Leaks", leaks.exact), ("Near leaks", leaks.near)):
-            groups = [[(mine, i), (other.dataset, j)] for i, j in list(pairs.items())[:_MOST_GROUPS]]
+            groups = [[(inspected, i), (other, j)] for i, j in list(pairs.items())[:_MOST_GROUPS]]
             parts += _section(f"{title}: here, and in the other dataset", groups)
-    parts += _section("Exact duplicates", _members(mine, duplicates.exact_group))
-    parts += _section("Near duplicates", _members(mine, _without_exact_copies(duplicates)))
+    parts += _section("Exact duplicates", _members(inspected, duplicates.exact_group))
+    parts += _section("Near duplicates", _members(inspected, _without_exact_copies(duplicates)))
     for finding in found:
         if finding.name in (BLANK, TINY, HUGE) and len(finding.indices):
             some = finding.indices[:_MOST_PER_GROUP].tolist()
-            parts += _section(finding.name.capitalize(), [[(mine, i) for i in some]])
+            parts += _section(finding.name.capitalize(), [[(inspected, i) for i in some]])
     return parts
 
 
@@ -218,32 +235,33 @@ def _without_exact_copies(duplicates: Duplicates) -> np.ndarray:
     return groups
 
 
-def _members(dataset: ImageDataset, groups: np.ndarray) -> list[list[tuple[ImageDataset, int]]]:
+def _members(inspected: Inspected, groups: np.ndarray) -> list[list[tuple[Inspected, int]]]:
     numbers, first = np.unique(groups, return_index=True)
     shown = [
         number for _, number in sorted(zip(first.tolist(), numbers.tolist(), strict=True)) if number != NOT_IN_A_GROUP
     ]
     return [
-        [(dataset, i) for i in np.flatnonzero(groups == number)[:_MOST_PER_GROUP].tolist()]
+        [(inspected, i) for i in np.flatnonzero(groups == number)[:_MOST_PER_GROUP].tolist()]
         for number in shown[:_MOST_GROUPS]
     ]
 
 
-def _section(title: str, groups: list[list[tuple[ImageDataset, int]]]) -> list[str]:
+def _section(title: str, groups: list[list[tuple[Inspected, int]]]) -> list[str]:
     if not groups:
         return []
-    pictures = ["".join(_figure(dataset, index) for dataset, index in group) for group in groups]
+    pictures = ["".join(_figure(inspected, index) for inspected, index in group) for group in groups]
     return [f"<h2>{_text(title)}</h2>", *(f'<div class="group">{some}</div>' for some in pictures)]
 
 
-def _figure(dataset: ImageDataset, index: int) -> str:
-    image = to_format(dataset.load(index), "RGB")
+def _figure(inspected: Inspected, index: int) -> str:
+    image = inspected.dataset.load(index)
+    image = to_format(image, "RGB") if inspected.channels is None else picture_of(image, inspected.channels)
     size = f"{image.width} x {image.height}"
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     data = io.BytesIO()
     image.save(data, "JPEG", quality=80)
     source = base64.b64encode(data.getvalue()).decode("ascii")
-    name = _text(dataset.describe(index))
+    name = _text(inspected.dataset.describe(index))
     return (
         f'<figure><img src="data:image/jpeg;base64,{source}" alt=""><figcaption>{name} ({size})</figcaption></figure>'
     )
