@@ -138,7 +138,7 @@ def _read_csv(path: str, wanted: set[str]) -> _Table:
     with open_text(path, "utf-8-sig", newline="") as file:
         rows = csv.reader(file)
         try:
-            names = [name.strip() for name in next(rows, [])]
+            names = [name.strip() for name in next(filter(None, rows), [])]  # empty lines count for nothing
             columns: list[list[Any]] = [[] for _ in names]
             read = [i for i, name in enumerate(names) if name in wanted]
             for row in rows:

@@ -24,6 +24,7 @@ from dinoengine.utils.printable import printable
 
 _LABEL_ENDING = ".cls"
 _NO_LABEL = -1
+_MAX_LABEL = 9_999_999
 _NUM_THREADS = 8
 _VERSION = 1
 
@@ -191,8 +192,11 @@ def _images_of(shard: str) -> _Found:
             keys.append(key)
         elif name[len(name.partition(".")[0]) :] == _LABEL_ENDING:
             text = read_member(shard, member.offset, member.size).decode("ascii", "replace").strip()
-            if not text.isdigit():
-                raise ValueError(f"{shard}/{member.name} must hold a whole number, the label; got {text[:40]!r}.")
+            # There is a class for each number up to the highest, and their names are made.
+            if not text.isdigit() or len(text) > len(str(_MAX_LABEL)) or int(text) > _MAX_LABEL:
+                raise ValueError(
+                    f"{shard}/{member.name} must hold a whole number up to {_MAX_LABEL:,}, the label; got {text[:40]!r}."
+                )
             labels[key] = int(text)
     found.labels.extend(labels.get(key, _NO_LABEL) for key in keys)
     return found
