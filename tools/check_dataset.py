@@ -12,7 +12,8 @@ from tqdm import tqdm
 from dinoengine.config import CfgNode, read_cfg
 from dinoengine.config.pixels import ANY_CHANNELS
 from dinoengine.data import ImageDataset, build_dataset
-from dinoengine.data.check_report import Page, pixel_statistics, render_page
+from dinoengine.data.channels import Channels, image_format
+from dinoengine.data.check_report import NOT_SHOWN, Page, is_shown, pixel_statistics, render_page
 from dinoengine.data.dataset_check import Inspected, cores, find_duplicates, find_leaks, inspect_dataset
 from dinoengine.data.dataset_findings import (
     BAD,
@@ -32,6 +33,7 @@ from dinoengine.data.quarantine import without_quarantined
 from dinoengine.engine import exit_on_user_error
 from dinoengine.utils.console import run_tool
 from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.printable import printable
 
 _DESCRIPTION = """
 Read every image of a dataset with several processes and write into a folder
@@ -42,7 +44,8 @@ Read every image of a dataset with several processes and write into a folder
   quarantine.txt   images to leave out, for DATASETS.QUARANTINE
 
 It finds images that are damaged, empty, tiny, huge or blank, exact and near duplicates, and with --against images that a
-second dataset has as well. docs/data.md says what counts as what.
+second dataset has as well. docs/data.md says what counts as what. Arrays (.npy, TIFF of many channels) need the config that
+says their channels: INPUT.FORMAT channels, INPUT.VALUE_RANGE, MODEL.PIXEL_MEAN of as many values.
 """
 
 _EPILOG = """
@@ -104,7 +107,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="more are not decoded but bad, as DATALOADER.MAX_IMAGE_PIXELS says (default: %(default)s)",
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config whose loader's speed is estimated")
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="of the loader whose speed is estimated; of the channels of arrays",
+    )
     parser.add_argument(
         "--images-per-second", type=float, default=0.0, metavar="RATE", help="what the device takes, to compare with"
     )
@@ -127,9 +135,9 @@ def check(args: argparse.Namespace) -> None:
     cfg = read_cfg(args.config_file)
     dataset = build_dataset(args.dataset)
     other_set = build_dataset(args.against) if args.against else None  # a wrong string is found before the work
-    _require_pictures(cfg, dataset)
-    inspected = _inspect(dataset, args.dataset, args)
-    other = None if other_set is None else _inspect(other_set, args.against, args)
+    channels = _channels_of(cfg, dataset)
+    inspected = _inspect(dataset, args.dataset, args, channels)
+    other = None if other_set is None else _inspect(other_set, args.against, args, channels)
     duplicates = find_duplicates(inspected, args.distance)
     leaks = None if other is None else find_leaks(inspected, other, args.distance)
     found = findings_of(inspected, duplicates, leaks, Limits(args.min_side, int(args.max_megapixels * 1e6)))
@@ -144,6 +152,8 @@ def check(args: argparse.Namespace) -> None:
     print(tabulate(rows, headers=["finding", "images", "quarantine", "meaning"], maxcolwidths=[None, None, None, 70]))
     print(f"\n{inspected.num_good} of {len(dataset)} images can be read. Of these:\n{pixel_statistics(inspected)}\n")
     print("\n".join(page.speed))
+    if not is_shown(inspected):
+        print(f"\n{NOT_SHOWN}")
     if unlisted:
         print(f"\n{len(unlisted)} name(s) cannot be in a list, because of line breaks or a leading #: {unlisted[0]!r}")
     if dataset.path(0) is None:
@@ -154,19 +164,26 @@ def check(args: argparse.Namespace) -> None:
     print(f"\nWritten: {page_file}, {manifest}, {quarantine}")
 
 
-def _require_pictures(cfg: CfgNode, dataset: ImageDataset) -> None:
-    first = dataset.describe(0)
-    if cfg.INPUT.FORMAT == ANY_CHANNELS or first.lower().endswith(tuple(ARRAY_EXTENSIONS)):
-        raise ValueError(
-            f"check_dataset looks at pictures of 8 bits, not at arrays (INPUT.FORMAT {ANY_CHANNELS}; the first image is "
-            f"{first}): it would call good ones bad. tools/visualize_data.py shows them."
-        )
+def _channels_of(cfg: CfgNode, dataset: ImageDataset) -> Channels | None:
+    """What the images are for a config of arrays; None: pictures."""
+    wanted = image_format(cfg)
+    if not isinstance(wanted, Channels):
+        if (first := dataset.describe(0)).lower().endswith(tuple(ARRAY_EXTENSIONS)):
+            raise ValueError(
+                f"The first image, {first}, is an array. Give a --config-file with INPUT.FORMAT {ANY_CHANNELS}, its "
+                "INPUT.VALUE_RANGE, and MODEL.PIXEL_MEAN with as many values, whatever they are, as there are channels."
+            )
+        return None
+    if len(wanted.value_range) != 2:
+        raise ValueError(f"INPUT.FORMAT {ANY_CHANNELS} needs INPUT.VALUE_RANGE, the stored values that are 0 and 1.")
+    return wanted
 
 
-def _inspect(dataset: ImageDataset, name: str, args: argparse.Namespace) -> Inspected:
+def _inspect(dataset: ImageDataset, name: str, args: argparse.Namespace, channels: Channels | None) -> Inspected:
     dataset.limit_pixels(args.max_image_pixels)
-    with tqdm(total=len(dataset), unit=" images", desc=name) as bar:
-        return inspect_dataset(dataset, args.workers, bar.update)
+    dataset.load_channels(0 if channels is None else channels.count)
+    with tqdm(total=len(dataset), unit=" images", desc=printable(name)) as bar:
+        return inspect_dataset(dataset, args.workers, bar.update, channels)
 
 
 def _speed(cfg: CfgNode, args: argparse.Namespace, inspected: Inspected, quarantine: str) -> list[str]:

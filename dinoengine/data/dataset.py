@@ -12,6 +12,7 @@ import numpy as np
 
 from dinoengine.data.array_images import read_channels, read_channels_bytes
 from dinoengine.data.decode import MAX_IMAGE_PIXELS, read_image, read_image_bytes
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.structures import Sample
 
 
@@ -120,6 +121,11 @@ class ImageDataset(abc.ABC):
         """Read files with all their channels and bits, as arrays (0: as pictures). Passed on like ``limit_pixels``."""
         self.num_channels = num_channels
 
+    def fingerprint(self) -> str | None:
+        """What a resumed run compares: the same for the same names of images in the same order with the same labels,
+        wherever they lie and whatever their pixels are. None where nobody can tell. ``data.fingerprint`` makes it quick."""
+        return None
+
     @property
     def index_files(self) -> list[str]:
         """Files in which an index of the images is kept; none where there is no index, or it is in memory alone."""
@@ -217,6 +223,10 @@ class ConcatImageDataset(ImageDataset):
     def describe(self, index: int) -> str:
         dataset, inner = self._locate(index)
         return dataset.describe(inner)
+
+    def fingerprint(self) -> str | None:
+        parts = [dataset.fingerprint() for dataset in self.datasets]
+        return None if None in parts else fingerprint(*parts)
 
     def limit_pixels(self, max_image_pixels: int) -> None:
         for dataset in self.datasets:

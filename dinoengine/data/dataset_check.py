@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from dinoengine.data.build import init_worker
+from dinoengine.data.channels import Channels
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.inspection import Inspection, Inspections, kind_of
 from dinoengine.data.perceptual_hash import groups_of, near_pairs
@@ -31,6 +32,7 @@ _ROW = np.dtype(
         ("num_bytes", np.int64),
         ("mode", np.int16),
         ("is_bad", np.bool_),
+        ("has_look", np.bool_),
         ("is_blank", np.bool_),
     ]
 )
@@ -41,12 +43,14 @@ class Inspected:
     """A dataset whose images were inspected.
 
     Attributes:
-        rows: [images] of fields content, look, width, height, num_bytes, mode (number in ``modes``), is_bad, is_blank.
-        modes: of Pillow, in the order in which they were met.
+        rows: [images] of fields content, look, width, height, num_bytes, mode (number in ``modes``), is_bad, has_look,
+            is_blank.
+        modes: see ``Inspection``, in the order in which they were met.
         causes: index of each bad image -> why.
-        mean, std: [3] of red, green and blue over the good images, in units of 0..1; every image counts the same, as it
-            does in training, where each gives crops of one size.
+        mean, std: [C] of red, green and blue, or of each channel, over the good images, in units of 0..1; every image
+            counts the same, as it does in training, where each gives crops of one size.
         decode_seconds: mean time to read and decode an image in one process.
+        channels: what the images are if they are arrays.
     """
 
     dataset: ImageDataset
@@ -56,6 +60,7 @@ class Inspected:
     mean: np.ndarray
     std: np.ndarray
     decode_seconds: float
+    channels: Channels | None = None
 
     @property
     def is_good(self) -> np.ndarray:
@@ -95,7 +100,7 @@ class Duplicates:
 
     Attributes:
         exact_group: [images] int64, number of the group of images with the same pixels; NOT_IN_A_GROUP if alone.
-        near_group: the same of images that look alike, exact copies among them; blank ones are left out.
+        near_group: the same of images that look alike, exact copies among them; those without a look are left out.
         is_complete: see ``perceptual_hash.Neighbours``.
     """
 
@@ -126,13 +131,17 @@ class Leaks:
 
 
 def inspect_dataset(
-    dataset: ImageDataset, num_workers: int, progress: Callable[[int], Any] = lambda num_images: None
+    dataset: ImageDataset,
+    num_workers: int,
+    progress: Callable[[int], Any] = lambda num_images: None,
+    channels: Channels | None = None,
 ) -> Inspected:
     """Inspect every image.
 
     Args:
         num_workers: processes; 0: in this one.
         progress: called with the number of images that were inspected since the last call.
+        channels: see ``Inspections``.
 
     Raises:
         RuntimeError: if a process dies, as by an image that takes all memory to decode.
@@ -140,8 +149,8 @@ def inspect_dataset(
     rows = np.zeros(len(dataset), dtype=_ROW)
     modes: dict[str, int] = {}
     causes: dict[int, str] = {}
-    sums, seconds, index = np.zeros((2, 3)), 0.0, 0
-    for chunk in _inspections(dataset, num_workers):
+    sums, seconds, index = np.zeros((2, 3 if channels is None else channels.count)), 0.0, 0
+    for chunk in _inspections(Inspections(dataset, channels), num_workers):
         for found in chunk:
             if found.cause:
                 causes[index] = found.cause
@@ -149,7 +158,7 @@ def inspect_dataset(
             else:
                 mode = modes.setdefault(found.mode, len(modes))
                 size = (found.width, found.height, found.num_bytes)
-                rows[index] = (found.content, found.look, *size, mode, False, found.is_blank)
+                rows[index] = (found.content, found.look, *size, mode, False, found.has_look, found.is_blank)
                 sums += (found.mean, found.square)
                 seconds += found.seconds
             index += 1
@@ -157,12 +166,12 @@ def inspect_dataset(
     num_good = max(1, len(dataset) - len(causes))
     mean = sums[0] / num_good
     std = np.sqrt(np.maximum(0.0, sums[1] / num_good - mean**2))
-    return Inspected(dataset, rows, list(modes), causes, mean, std, seconds / num_good)
+    return Inspected(dataset, rows, list(modes), causes, mean, std, seconds / num_good, channels)
 
 
-def _inspections(dataset: ImageDataset, num_workers: int) -> Iterator[list[Inspection]]:
+def _inspections(images: Inspections, num_workers: int) -> Iterator[list[Inspection]]:
     loader: DataLoader[Any] = DataLoader(
-        Inspections(dataset),
+        images,
         batch_size=_CHUNK,
         collate_fn=list,
         num_workers=num_workers,
@@ -190,7 +199,7 @@ def find_duplicates(inspected: Inspected, max_distance: int) -> Duplicates:
     _, number = np.unique(rows["content"][good].view("S16"), return_inverse=True)
     exact[good] = _several(number)
     near = np.full(len(rows), NOT_IN_A_GROUP)
-    shown = np.flatnonzero(inspected.is_good & ~rows["is_blank"])
+    shown = np.flatnonzero(rows["has_look"])
     looks, number = np.unique(rows["look"][shown], return_inverse=True)
     pairs = near_pairs(looks, max_distance)
     near[shown] = _several(groups_of(pairs.first, pairs.second, len(looks))[number])
@@ -208,8 +217,8 @@ def find_leaks(inspected: Inspected, other: Inspected, max_distance: int) -> Lea
     mine, theirs = np.flatnonzero(inspected.is_good), np.flatnonzero(other.is_good)
     exact = _first_equal(inspected.rows["content"][mine].view("S16"), other.rows["content"][theirs].view("S16"))
     leaks = Leaks(exact={int(mine[i]): int(theirs[j]) for i, j in exact})
-    mine = np.flatnonzero(inspected.is_good & ~inspected.rows["is_blank"])
-    theirs = np.flatnonzero(other.is_good & ~other.rows["is_blank"])
+    mine = np.flatnonzero(inspected.rows["has_look"])
+    theirs = np.flatnonzero(other.rows["has_look"])
     looks, number = np.unique(
         np.concatenate([inspected.rows["look"][mine], other.rows["look"][theirs]]), return_inverse=True
     )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dinoengine.data.array_file import ArrayFile, read_arrays, write_arrays
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.data.folder_scan import EXTENSIONS, FolderScan, scan_folder, scan_url, unchanged
 from dinoengine.data.path_table import PathTable
 from dinoengine.utils.file_io import is_url
@@ -54,6 +55,10 @@ class FileIndex:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def fingerprint(self) -> str:
+        """See ``ImageDataset.fingerprint``; labels follow from the paths."""
+        return fingerprint(self.paths.data, self.paths.ends)
 
     @property
     def files(self) -> list[str]:

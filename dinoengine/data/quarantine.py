@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.data.text_file import open_text
 from dinoengine.utils.file_io import atomic_write
 from dinoengine.utils.printable import printable
@@ -72,6 +73,10 @@ class RemainingImages(ImageDataset):
 
     def describe(self, index: int) -> str:
         return self.dataset.describe(self.source_index(index))
+
+    def fingerprint(self) -> str | None:
+        whole = self.dataset.fingerprint()
+        return None if whole is None else fingerprint(whole, self._in_front)
 
     def limit_pixels(self, max_image_pixels: int) -> None:
         self.dataset.limit_pixels(max_image_pixels)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 _BLOCK = 512
 _OPEN_SHARDS = 64
+_MOST_NAMES = 1_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def expand_braces(pattern: str) -> Sequence[str]:
     """``a-{000..002}.tar`` -> a-000.tar, a-001.tar, a-002.tar; ``{x,y}`` -> x, y; several braces: every combination.
 
     Raises:
-        ValueError: for a brace that is not closed or a range that is none.
+        ValueError: for a brace that is not closed, a range that is none, or too many shards.
     """
     start = pattern.find("{")
     if start < 0:
@@ -96,7 +97,15 @@ def expand_braces(pattern: str) -> Sequence[str]:
     if dots:
         if not (inside.isdigit() and last.isdigit() and int(inside) <= int(last)):
             raise ValueError(f"{pattern[start : end + 1]!r} in {pattern!r} is no range such as {{000..099}}.")
+        _require_few(pattern, int(last) - int(inside) + 1)
         choices = [f"{number:0{len(inside)}d}" for number in range(int(inside), int(last) + 1)]
     else:
         choices = inside.split(",")
-    return [pattern[:start] + choice + rest for choice in choices for rest in expand_braces(pattern[end + 1 :])]
+    rests = expand_braces(pattern[end + 1 :])
+    _require_few(pattern, len(choices) * len(rests))
+    return [pattern[:start] + choice + rest for choice in choices for rest in rests]
+
+
+def _require_few(pattern: str, count: int) -> None:
+    if count > _MOST_NAMES:
+        raise ValueError(f"{pattern!r} stands for {count:,} shards or more, and {_MOST_NAMES:,} are the most.")

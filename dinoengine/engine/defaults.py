@@ -24,6 +24,7 @@ from dinoengine.engine.resuming import (
     require_no_unfinished_fork,
     warn_of_lost_checkpoints,
 )
+from dinoengine.engine.run_sources import RunSources
 from dinoengine.engine.run_writers import default_writers
 from dinoengine.engine.sharding import build_sharded, gathered_model, is_to_be_sharded, training_device
 from dinoengine.engine.simple_trainer import SimpleTrainer
@@ -59,6 +60,7 @@ class DefaultTrainer(SimpleTrainer):
         cfg: frozen; scaled if SOLVER.REFERENCE_WORLD_SIZE asks for it.
         scheduler: sets LR and weight decay.
         checkpointer: saves the model and this trainer.
+        sources: the files behind the config, compared when a run is resumed.
         startup: what the time up to the first iteration went into.
     """
 
@@ -91,6 +93,7 @@ class DefaultTrainer(SimpleTrainer):
         )
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.sources = RunSources(cfg, getattr(getattr(self.data_loader, "dataset", None), "dataset", None))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
             model,
@@ -142,22 +145,11 @@ class DefaultTrainer(SimpleTrainer):
         self.startup.mark("checkpoint")
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "num_training_images": self._num_training_images()}
+        return {**super().state_dict(), **self.sources.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        before, now = state.get("num_training_images"), self._num_training_images()
-        if before != now:
-            logger.warning(
-                "The training set had %s images when this checkpoint was written and has %s now: the order of images, "
-                "crops and masks is another one from here on.",
-                before,
-                now,
-            )
-
-    def _num_training_images(self) -> int | None:
-        images = getattr(getattr(self.data_loader, "dataset", None), "dataset", None)
-        return None if images is None else len(images)
+        self.sources.load_state_dict(state)
 
     def train(self) -> dict[str, Any]:  # type: ignore[override]
         """Train from ``start_iter`` to SOLVER.MAX_ITER, report, then check TEST.EXPECTED_RESULTS.

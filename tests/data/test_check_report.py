@@ -146,3 +146,14 @@ def test_names_are_shown_as_text_whatever_they_hold(tmp_path: Path) -> None:
     assert "&amp;amp;.png" in page
     assert "<img" not in page
     assert "\x1b" not in page
+
+
+def test_a_bad_image_stands_there_with_its_cause(tmp_path: Path) -> None:
+    (tmp_path / "1.png").touch()
+    inspected = inspect_dataset(ImageFolder(str(tmp_path)), 0)
+    duplicates = find_duplicates(inspected, 0)
+    found = findings_of(inspected, duplicates, None, Limits())
+    page = render_page(Page("t", "", ["<b>\nfast"], ["bad"]), inspected, found, duplicates, None, None)
+    assert f"<small>{tmp_path}/1.png: <i>the file is empty</i></small>" in page
+    assert page.count("in quarantine.txt</span>") == 1, "of findings with images only"
+    assert "<pre>&lt;b&gt;\nfast</pre>" in page

@@ -67,3 +67,11 @@ def test_braces(pattern: str, expected: list[str]) -> None:
 def test_wrong_braces(pattern: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         expand_braces(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["s-{1..99999999999}.tar", "{1..2000}-{1..2000}.tar", "{1..1000}{1..1000}{a,b}.tar"]
+)
+def test_a_brace_that_stands_for_too_many_is_refused_before_they_are_made(pattern: str) -> None:
+    with pytest.raises(ValueError, match="shards or more, and 1,000,000 are the most"):
+        expand_braces(pattern)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import tarfile
 from itertools import islice
@@ -21,7 +22,9 @@ check_dataset = load_tool("check_dataset")
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     file = tmp_path / "cfg.yaml"
-    file.write_text("SOLVER:\n  IMS_PER_BATCH: 2\nINPUT:\n  LOCAL_CROPS:\n    NUM: 0\n")
+    file.write_text(
+        "SOLVER:\n  IMS_PER_BATCH: 2\nINPUT:\n  LOCAL_CROPS:\n    NUM: 0\n  GLOBAL_CROPS:\n    SIZE_PX: [32]\n"
+    )
     return str(file)
 
 
@@ -77,12 +80,14 @@ def test_wrong_words_end_with_one_line(
     assert re.search(message, last)
 
 
-def test_arrays_are_refused_not_condemned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arrays_without_their_config_are_refused_not_condemned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Training reads them; a list that calls them bad would leave out all of them."""
     np.save(tmp_path / "1.npy", np.zeros((8, 8, 5), dtype=np.uint16))
     with pytest.raises(SystemExit):
         check_dataset.main([f"folder:{tmp_path}:arrays=true", "--output", str(tmp_path / "out"), "--workers", "0"])
-    assert "looks at pictures of 8 bits, not at arrays" in capsys.readouterr().err
+    assert "is an array. Give a --config-file with INPUT.FORMAT channels" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -93,9 +98,47 @@ def test_a_dataset_that_is_all_bad(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "0 of 1 images can be read" in capsys.readouterr().out
 
 
-def test_a_manifest_of_what_is_no_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_of_what_is_no_file_says_so(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         picture(1).save(tmp_path / "1.png")
         tar.add(tmp_path / "1.png", "1.png")
-    check_dataset.main([f"wds:{tmp_path}/s.tar", "--output", str(tmp_path / "out"), "--workers", "0"])
+    words = ["--output", str(tmp_path / "out"), "--workers", "0", "--config-file", config]
+    check_dataset.main([f"wds:{tmp_path}/s.tar", *words])
     assert re.search(r"manifest\.csv is a table to read, and list: does not take it", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_arrays_with_their_config(tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    smooth = np.kron(rng.integers(0, 2000, (5, 6, count)), np.ones((8, 8, 1), dtype=int)).astype(np.uint16)
+    arrays = {"0": smooth, "1": smooth.copy(), "2": smooth + np.uint16(3), "3": rng.integers(0, 4000, (40, 48, count), dtype=np.uint16)}  # fmt: skip
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    not_finite = smooth.astype(np.float32)
+    not_finite[3, 3] = np.nan
+    np.save(folder / "4.npy", not_finite)
+    (folder / "5.npy").write_bytes((folder / "0.npy").read_bytes()[:1000])
+    np.save(folder / "6.npy", np.zeros((40, 48, count + 1), dtype=np.uint16))
+    (tmp_path / "cfg.yaml").write_text(
+        f"INPUT: {{FORMAT: channels, VALUE_RANGE: [0, 4000], LOCAL_CROPS: {{NUM: 0}}, GLOBAL_CROPS: {{SIZE_PX: [32]}}}}\nMODEL: {{PIXEL_MEAN: {[0.5] * count}, PIXEL_STD: {[0.5] * count}}}\n"
+    )
+    words = ["--output", str(out), "--workers", "0", "--config-file", str(tmp_path / "cfg.yaml")]
+    check_dataset.main([f"folder:{folder}:arrays=true", *words])
+    printed = capsys.readouterr().out
+    scaled = np.stack([a.astype(np.float64) / 4000 for a in arrays.values()])
+    for name, values in (("MEAN", scaled.mean((0, 1, 2))), ("STD", scaled.std((0, 1, 2)))):
+        told = re.search(rf"PIXEL_{name}: \[(.*)\]", printed)
+        assert told is not None
+        np.testing.assert_allclose([float(v) for v in told.group(1).split(", ")], values, atol=6e-5)
+    rows = list(csv.DictReader((out / "manifest.csv").open()))
+    states = ["good"] * 4 + ["not finite", "other", "other channels"]
+    assert [row["state"] for row in rows] == states
+    assert rows[0]["duplicate_group"] == rows[1]["duplicate_group"] != rows[2]["duplicate_group"] == ""
+    near = {row["near_group"] for row in rows[:3]}
+    assert near == {""} if count == 5 else len(near) == 1 and near != {""}
+    assert ("near duplicates and near leaks were not looked for" in printed) == (count == 5)
+    assert ("<img" in (out / "report.html").read_text()) == (count != 5)
+    kept = (out / "quarantine.txt").read_text().splitlines()
+    assert [line for line in kept if not line.startswith("#")] == [str(folder / f"{i}.npy") for i in (4, 5, 6)]

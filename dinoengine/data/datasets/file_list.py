@@ -14,6 +14,7 @@ import numpy as np
 
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import FileDataset
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.data.path_table import PathTable
 from dinoengine.data.text_file import open_text
 from dinoengine.utils.file_io import is_file, is_url, read_bytes
@@ -98,6 +99,9 @@ class FileList(FileDataset):
             entry = quote(entry)  # a file name may have characters that mean something in a URL
         return os.path.join(self.root, entry)
 
+    def fingerprint(self) -> str:
+        return fingerprint(self._paths.data, self._paths.ends, self.file_labels, *(self.class_names or ()))
+
     def _require_files(self, paths: Sequence[str]) -> None:
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             full = [self.path(i) for i in range(len(paths))]
@@ -134,7 +138,7 @@ def _read_csv(path: str, wanted: set[str]) -> _Table:
     with open_text(path, "utf-8-sig", newline="") as file:
         rows = csv.reader(file)
         try:
-            names = [name.strip() for name in next(rows, [])]
+            names = [name.strip() for name in next(filter(None, rows), [])]  # empty lines count for nothing
             columns: list[list[Any]] = [[] for _ in names]
             read = [i for i, name in enumerate(names) if name in wanted]
             for row in rows:

@@ -27,6 +27,9 @@ class IndexedImages(FileDataset):
         """Absolute path of the image at ``index``."""
         return self.index.path(index)
 
+    def fingerprint(self) -> str:
+        return self.index.fingerprint()
+
     @property
     def index_files(self) -> list[str]:
         return self.index.files

@@ -9,6 +9,7 @@ from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import FileDataset
 from dinoengine.data.datasets import imagenet_extra
 from dinoengine.data.file_index import MIN_IMAGES, FileIndex, index_folder
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.utils.file_io import local_folder
 from dinoengine.utils.registry import suggest
 
@@ -102,6 +103,12 @@ class ImageNet(FileDataset):
         return imagenet_extra.write(
             extra, self.split, len(self), paths, self.file_labels, self.class_names or [], self.class_titles or []
         )
+
+    def fingerprint(self) -> str:
+        if self._listed is not None:
+            return fingerprint(self._listed.numbers, self.file_labels, *(self.class_names or ()))
+        assert self.index is not None
+        return self.index.fingerprint()
 
     @property
     def index_files(self) -> list[str]:

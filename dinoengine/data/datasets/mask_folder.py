@@ -12,6 +12,7 @@ from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.datasets.image_folder import ImageFolder
 from dinoengine.data.decode import read_size
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.structures import IGNORE
 from dinoengine.utils.file_io import local_folder
 
@@ -96,6 +97,9 @@ class MaskFolder(ImageDataset):
 
     def describe(self, index: int) -> str:
         return self._images.describe(index)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._images.fingerprint(), self._masks.fingerprint(), *self.mask_class_names)
 
     @property
     def index_files(self) -> list[str]:

@@ -15,6 +15,7 @@ from dinoengine.data.array_file import read_arrays, write_arrays
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.file_index import cache_folder
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.data.folder_scan import is_image
 from dinoengine.data.path_table import PathTable
 from dinoengine.data.tar_index import expand_braces, read_member, tar_members
@@ -23,6 +24,7 @@ from dinoengine.utils.printable import printable
 
 _LABEL_ENDING = ".cls"
 _NO_LABEL = -1
+_MAX_LABEL = 9_999_999
 _NUM_THREADS = 8
 _VERSION = 1
 
@@ -71,6 +73,10 @@ class TarImages(ImageDataset):
         offset, size = self._places[index]
         data = read_member(self.shards[self._shard_of[index]], int(offset), int(size))
         return self.read_bytes(data, self.describe(index))
+
+    def fingerprint(self) -> str:
+        names = self._names.data, self._names.ends
+        return fingerprint(*names, self._shard_of, self._places, self.told, *(self.class_names or ()))
 
     @property
     def index_files(self) -> list[str]:
@@ -186,8 +192,11 @@ def _images_of(shard: str) -> _Found:
             keys.append(key)
         elif name[len(name.partition(".")[0]) :] == _LABEL_ENDING:
             text = read_member(shard, member.offset, member.size).decode("ascii", "replace").strip()
-            if not text.isdigit():
-                raise ValueError(f"{shard}/{member.name} must hold a whole number, the label; got {text[:40]!r}.")
+            # There is a class for each number up to the highest, and their names are made.
+            if not text.isdigit() or len(text) > len(str(_MAX_LABEL)) or int(text) > _MAX_LABEL:
+                raise ValueError(
+                    f"{shard}/{member.name} must hold a whole number up to {_MAX_LABEL:,}, the label; got {text[:40]!r}."
+                )
             labels[key] = int(text)
     found.labels.extend(labels.get(key, _NO_LABEL) for key in keys)
     return found

@@ -11,6 +11,7 @@ import numpy as np
 from dinoengine.data.catalog import DATASET_REGISTRY
 from dinoengine.data.dataset import ImageDataset
 from dinoengine.data.datasets.image_folder import ImageFolder
+from dinoengine.data.fingerprint import fingerprint
 from dinoengine.utils.file_io import local_folder
 from dinoengine.utils.registry import suggest
 
@@ -81,6 +82,9 @@ class VOC2007(ImageDataset):
 
     def describe(self, index: int) -> str:
         return self._images.path(int(self._places[index]))
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._images.fingerprint(), self._places, self._labels)
 
     @property
     def index_files(self) -> list[str]:

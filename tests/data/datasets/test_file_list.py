@@ -175,3 +175,8 @@ def test_members_of_shards_in_a_list_are_told_what_they_are(tmp_path: Path) -> N
     (tmp_path / "s.tar").touch()
     with pytest.raises(FileNotFoundError, match=r"1 of the 1 files(.|\n)*members of shards, which a list cannot name"):
         build_dataset(_write(tmp_path / "f.csv", f"path\n{tmp_path}/s.tar/1.png\n"))
+
+
+def test_empty_lines_before_the_names_of_columns_count_for_nothing(tmp_path: Path) -> None:
+    _images(tmp_path, "a.png")
+    assert _values(build_dataset(_write(tmp_path / "f.csv", "\n\npath\na.png\n"))) == [0]

@@ -85,7 +85,7 @@ def test_wrong_shards(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"7 of 8 shards are missing\. The first of them:\n(.*\d\.tar\n?){5}$"):
         build_dataset(f"wds:{tmp_path}/{{0..7}}.tar")
     _shard(tmp_path / "1.tar", ("a.png", _png(1)), ("a.cls", b"cat"))
-    with pytest.raises(ValueError, match=r"1\.tar/a\.cls must hold a whole number, the label; got 'cat'"):
+    with pytest.raises(ValueError, match=r"1\.tar/a\.cls must hold a whole number up to 9,999,999, the label; got 'cat'"):
         build_dataset(f"wds:{tmp_path}/1.tar")
 
 
@@ -98,3 +98,13 @@ def test_a_tar_per_class(tmp_path: Path) -> None:
     assert [(dataset.label(i), int(np.asarray(dataset.load(i))[0, 0])) for i in range(3)] == [(0, 5), (0, 6), (1, 7)]
     with pytest.raises(FileNotFoundError, match=r"<class>\.tar per class, and .*/cache has none"):
         build_dataset(f"ImageNet22k:root={tmp_path}/cache")
+
+
+@pytest.mark.parametrize("text", ["99999999999", "10000000", "1" * 5000])
+def test_a_label_without_end_is_no_label(tmp_path: Path, text: str) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        info = tarfile.TarInfo("1.cls")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text.encode()))
+    with pytest.raises(ValueError, match=r"s\.tar/1\.cls must hold a whole number up to 9,999,999"):
+        build_dataset(f"wds:{tmp_path}/s.tar")
