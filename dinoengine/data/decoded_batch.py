@@ -103,9 +103,11 @@ def make_crops(tables: CropTables, plan: CropPlan) -> Tensor:
     """[crops of the plan, C, rows, columns] uint8, on the device of the tables."""
     shape = (plan.num_crops, plan.num_channels, *plan.size)
     crops = torch.empty(shape, dtype=torch.uint8, device=tables.pixels.device)
-    for first, last, largest in plan.resizes:
+    for first, last, largest, height_first in plan.resizes:
         regions = tables.regions[first:last]
-        crops.index_copy_(0, regions[:, 4], resize_regions(tables.pixels, regions[:, :4], largest, plan.size))
+        size = plan.size[::-1] if height_first else plan.size
+        resized = resize_regions(tables.pixels, regions[:, :5], largest, size)
+        crops.index_copy_(0, regions[:, 5], resized.transpose(2, 3) if height_first else resized)
     crops_at_once = max(1, MAX_VALUES // crops[0].numel())
     for step in plan.steps:
         rows = tables.rows[step.first : step.last]
