@@ -108,7 +108,7 @@ def make_crops(tables: CropTables, plan: CropPlan) -> Tensor:
         size = plan.size[::-1] if height_first else plan.size
         resized = resize_regions(tables.pixels, regions[:, :5], largest, size)
         crops.index_copy_(0, regions[:, 5], resized.transpose(2, 3) if height_first else resized)
-    crops_at_once = max(1, MAX_VALUES // crops[0].numel())
+    crops_at_once = max(1, MAX_VALUES // (4 * crops[0].numel()))  # hue needs several arrays of 8 bytes
     for step in plan.steps:
         rows = tables.rows[step.first : step.last]
         last_value = step.first_value + len(rows) * step.width
