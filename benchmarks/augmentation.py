@@ -5,10 +5,12 @@
     python benchmarks/augmentation.py --size 2000 1500 INPUT.LOCAL_CROPS.NUM 6
 
 Beside each other, in turns on the same files: the published pipeline, written with the classes of torchvision (its end,
-ToTensor and Normalize, included: what it is trained with), INPUT.AUGMENTATION_BACKEND reference and fast, and fast with
-INPUT.REDUCED_DECODE. The files are random cut-outs of the two photographs that scikit-learn ships. Time is CPU time of one
-thread: other work on the machine disturbs it less than the clock. The parts are differences between runs with more and more
-operations; --no-parts leaves them out.
+ToTensor and Normalize, included: what it is trained with), INPUT.AUGMENTATION_BACKEND reference and fast, fast with
+INPUT.REDUCED_DECODE, and what a worker does for the backend device: decode, and draw. How long the device then takes for
+the crops of all files together is measured on a GPU if there is one, else on the CPU, where it is of no use. The files are
+random cut-outs of the two photographs that scikit-learn ships. Time is CPU time of one thread: other work on the machine
+disturbs it less than the clock. The parts are differences between runs with more and more operations; --no-parts leaves
+them out.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +30,10 @@ from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
 from dinoengine.config import CfgNode, get_cfg
-from dinoengine.data import MultiCrop
+from dinoengine.data import DecodedBatch, MultiCrop
+from dinoengine.data.collate import CropSample, SSLCollate
 from dinoengine.data.decode import read_image
+from dinoengine.data.decoded_batch import made_crops
 from dinoengine.data.random_streams import CROPS, position_rng
 from dinoengine.data.reduced_decode import asking
 from dinoengine.utils.env import collect_env_info
@@ -106,6 +111,40 @@ def our_pipeline(cfg: CfgNode, backend: str, overrides: list[object]) -> Pipelin
     return run
 
 
+def worker_pipeline(cfg: CfgNode) -> Pipeline:
+    """What a worker does with INPUT.AUGMENTATION_BACKEND device: file -> one image's share of a batch."""
+    decode = our_pipeline(cfg, "device", [])
+
+    def run(path: str, position: int) -> DecodedBatch:
+        return decoded_batch([decode(path, position)])
+
+    return run
+
+
+def decoded_batch(crops: list[Any]) -> DecodedBatch:
+    """Of the (global crops, local crops) of some images."""
+    batch = SSLCollate(None)([CropSample(i, i, *views) for i, views in enumerate(crops)])
+    assert isinstance(batch, DecodedBatch)
+    return batch
+
+
+def device_seconds(cfg: CfgNode, paths: list[str], turns: int) -> tuple[torch.device, float]:
+    """The device, and the median of its seconds per image for the crops of all files, made together."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    decode = our_pipeline(cfg, "device", [])
+    batch = decoded_batch([decode(path, position) for position, path in enumerate(paths)]).copied_to(device)
+    seconds = []
+    for _ in range(turns + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter() if device.type == "cuda" else time.process_time()
+        batch.with_crops()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() if device.type == "cuda" else time.process_time()) - start)
+    return device, statistics.median(seconds[1:]) / len(paths)
+
+
 def cpu_seconds(pipeline: Pipeline, paths: list[str], first_position: int) -> float:
     """CPU time per image."""
     start = time.process_time()
@@ -146,7 +185,8 @@ def crop_difference(pipelines: list[Pipeline], paths: list[str]) -> float:
     """Mean absolute difference of the crops of two pipelines, in levels of 0..255."""
     differences = []
     for position, path in enumerate(paths):
-        crops = [[*views[0], *views[1]] for views in (pipeline(path, position) for pipeline in pipelines)]  # type: ignore
+        views_of = (pipeline(path, position) for pipeline in pipelines)
+        crops = [made_crops([*views[0], *views[1]]) for views in views_of]  # type: ignore[index]
         differences += [(a.int() - b.int()).abs().float().mean().item() for a, b in zip(*crops, strict=True)]
     return statistics.fmean(differences)
 
@@ -172,11 +212,12 @@ def main() -> None:
         pipelines = {"published": published_pipeline(cfg)}
         pipelines |= {backend: our_pipeline(cfg, backend, []) for backend in ("reference", "fast")}
         pipelines["reduced"] = our_pipeline(cfg, "fast", ["INPUT.REDUCED_DECODE", True])
+        pipelines["device: workers"] = worker_pipeline(cfg)
         seconds = in_turns(pipelines, paths, args.turns)
         for name, times in seconds.items():
             ratios = [base / own for base, own in zip(seconds["published"], times, strict=True)]
             print(
-                f"{name:10s} {1 / statistics.median(times):7.1f} images/s per core, {statistics.median(ratios):.2f} times "
+                f"{name:15s} {1 / statistics.median(times):7.1f} images/s per core, {statistics.median(ratios):.2f} times "
                 f"the published one ({min(ratios):.2f} to {max(ratios):.2f})"
             )
         for backend in () if args.no_parts else ("reference", "fast"):
@@ -187,7 +228,10 @@ def main() -> None:
                 now = min(times)
                 print(f"  {name:30s} {1000 * (now - before):6.2f}")
                 before = now
-        for one, other in (("reference", "fast"), ("fast", "reduced")):
+        device, each = device_seconds(cfg, paths, args.turns)
+        print(f"device: {1000 * each:.2f} ms per image on {device.type} for the crops of {len(paths)} images together")
+        pipelines["device"] = our_pipeline(cfg, "device", [])
+        for one, other in (("reference", "fast"), ("fast", "reduced"), ("reference", "device")):
             difference = crop_difference([pipelines[one], pipelines[other]], paths)
             print(f"crops of {one} and {other} differ by {difference:.3f} of 255 on average")
 

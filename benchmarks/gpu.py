@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Speed and memory on one GPU in a few minutes: training steps of four models, the loader alone, the k-NN search.
+"""Speed and memory on one GPU in a few minutes: training steps of four models, loader, crops on the device, k-NN search.
 
     python benchmarks/gpu.py                     # at most 8 minutes
     python benchmarks/gpu.py --minutes 3         # the rows that matter most
@@ -22,6 +22,7 @@ import os
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -41,7 +42,7 @@ import torch._dynamo  # by every optimizer: once, and not in each process
 from PIL import Image
 
 from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
-from dinoengine.data import Synthetic, build_train_loader
+from dinoengine.data import DecodedBatch, Synthetic, build_train_loader
 from dinoengine.data.loader_timing import loader_rate
 from dinoengine.engine import SimpleTrainer, SSLTrainer
 from dinoengine.engine.precision import PRECISIONS
@@ -129,9 +130,14 @@ def tasks(scale: Scale) -> Iterator[Task]:
         yield Task(name, "as configured", lambda name=name: time_steps(scale, name))
     rows, queries, dim, _ = scale.neighbours
     yield Task("k-NN search", f"{queries:,} queries in {rows:,} x {dim}", lambda: time_search(scale))
-    for backend in ("fast", "reference"):
-        how = f"{backend} crops, {scale.loader_workers} workers"
+    for backend, makes in {
+        "fast": "fast crops",
+        "device": "images for the device",
+        "reference": "reference crops",
+    }.items():
+        how = f"{makes}, {scale.loader_workers} workers"
         yield Task("loader", how, lambda backend=backend: time_loader(scale, backend))
+    yield Task("crops on the device", "alone, nothing else runs", lambda: time_device_crops(scale))
     for name in scale.models:
         for how in scale.variants:
             yield Task(name, how, lambda name=name, change=VARIANTS[how]: time_steps(scale, name, *change))
@@ -204,6 +210,28 @@ def time_search(scale: Scale) -> Row:
 
 def time_loader(scale: Scale, backend: str) -> Row:
     """JPEG files of 500 x 375 to batches in shared memory."""
+    with loader_config(scale, backend) as cfg:
+        cfg.DATALOADER.NUM_WORKERS = scale.loader_workers
+        torch.set_num_threads(1)
+        rate = loader_rate(cfg, scale.loader_batches)
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    return {"batch": batch, "seconds": batch / rate, "images_per_second": rate}
+
+
+def time_device_crops(scale: Scale) -> Row:
+    """A batch of the same images that lies on the device, to its crops."""
+    device = torch.device(_device(scale))
+    with loader_config(scale, "device") as cfg:
+        batch: DecodedBatch = next(iter(build_train_loader(cfg))).copied_to(device)
+    batch.with_crops()
+    seconds = statistics.median(timed(batch.with_crops, device) for _ in range(scale.steps))
+    rate = len(batch) / seconds
+    return {"batch": len(batch), "seconds": seconds, "images_per_second": rate, "peak_mib": peak_memory_mib()}
+
+
+@contextlib.contextmanager
+def loader_config(scale: Scale, backend: str) -> Iterator[CfgNode]:
+    """A config whose training set are JPEG files of 500 x 375, which are there while it runs; no workers."""
     with tempfile.TemporaryDirectory() as folder:
         images = Synthetic(num_images=32, size=500)
         for i in range(len(images)):
@@ -211,11 +239,8 @@ def time_loader(scale: Scale, backend: str) -> Row:
             Image.fromarray(pixels).save(Path(folder) / f"{i:03d}.jpg", quality=90)
         cfg = config_of(scale, next(iter(scale.models)))
         cfg.merge_from_list(["DATASETS.TRAIN", f"('folder:{folder}',)", "INPUT.AUGMENTATION_BACKEND", backend])
-        cfg.merge_from_list(["DATALOADER.NUM_WORKERS", scale.loader_workers, "MODEL.DEVICE", "cpu"])
-        torch.set_num_threads(1)
-        rate = loader_rate(cfg, scale.loader_batches)
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    return {"batch": batch, "seconds": batch / rate, "images_per_second": rate}
+        cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "MODEL.DEVICE", "cpu"])
+        yield cfg
 
 
 def compared(flops_per_second: float, scale: Scale, dtype: torch.dtype, device: torch.device) -> Row:

@@ -193,7 +193,7 @@ TESTED_ELSEWHERE = {
     "MODEL.BACKBONE.NAME": "a name; test_docs trains another",
     "MODEL.DINO_HEAD.NAME": "a name; registries",
     "INPUT.AUGMENTATION": "a name; test_docs trains another",
-    "INPUT.AUGMENTATION_BACKEND": "data/test_crop_backends; needs OpenCV",
+    "INPUT.AUGMENTATION_BACKEND": "data/test_crop_backends and test_decoded_batch; fast needs OpenCV",
     "INPUT.REDUCED_DECODE": "data/test_reduced_decode; needs OpenCV and large files",
     "SOLVER.OPTIMIZER": "a name; test_docs trains another",
     "MODEL.DEVICE": "set-up, launch",

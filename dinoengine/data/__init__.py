@@ -23,6 +23,7 @@ from dinoengine.data.datasets import (
     WebDataset,
 )
 from dinoengine.data.decode import UnreadableImageError
+from dinoengine.data.decoded_batch import DecodedBatch
 from dinoengine.data.describe import TensorRow, describe_batch
 from dinoengine.data.masking import BlockMasking, MaskPlan
 from dinoengine.data.samplers import InferenceSampler, MixtureSampler, PositionBatches, TrainingSampler
@@ -40,6 +41,7 @@ __all__ = [
     "ConcatImageDataset",
     "DataError",
     "DatasetCatalog",
+    "DecodedBatch",
     "Digits",
     "FashionMNIST",
     "FileList",

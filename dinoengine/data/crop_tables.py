@@ -8,7 +8,7 @@ the device needs are the images and three tensors (``CropTables``).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinoengine.data.batched_resize import MAX_VALUES, num_values
+from dinoengine.data.batched_resize import MAX_VALUES, is_height_first, num_values
 from dinoengine.data.crop_recipe import CropRecipe
 
 _JITTER = ("brightness", "contrast", "saturation", "hue")
@@ -39,11 +39,15 @@ Crop = Tensor | PendingCrop
 
 
 class Resize(NamedTuple):
-    """Regions ``first`` to ``last`` of the table, which are resized together; most rows and columns of one."""
+    """Regions ``first`` to ``last`` of the table, which are resized together; most rows and columns of one.
+
+    ``height_first``: all of this, and what the table says of these regions, has rows for columns (``batched_resize``).
+    """
 
     first: int
     last: int
     largest: tuple[int, int]
+    height_first: bool
 
 
 class Step(NamedTuple):
@@ -80,7 +84,7 @@ class CropTables(NamedTuple):
 
     Attributes:
         pixels: [P, C] uint8, of all images, row by row.
-        regions: [K, 5] int64: first pixel, pixels from a row to the next, rows, columns, place of the crop in its plan.
+        regions: [K, 6] int64: those of ``resize_regions``, and the place of the crop in its plan.
         rows: [R] int64, the places that steps name.
         values: [V] float32, what operations are told.
     """
@@ -119,21 +123,18 @@ def tabulate_crops(groups: Sequence[Sequence[PendingCrop]]) -> tuple[CropTables,
         assert all((crop.recipe.size, crop.image.shape[2]) == (size, channels) for crop in crops), (
             "crops of several sizes"
         )
-        first = len(regions)
-        # Neighbours of like size: little is filled up where they are resized together.
-        order = sorted(range(len(crops)), key=lambda place: math.prod(crops[place].recipe.box[2:]))
-        for place in order:
-            image, (top, left, height, width) = crops[place].image, crops[place].recipe.box
-            stride = image.shape[1]
-            regions.append((starts[id(image)] + top * stride + left, stride, height, width, place))
-        resizes = tuple(_resizes(regions, first, size, channels))
+        resizes: list[Resize] = []
+        for height_first in (False, True):
+            first = len(regions)
+            regions += _regions(crops, starts, height_first)
+            resizes += _resizes(regions, first, size[::-1] if height_first else size, channels, height_first)
         steps = []
         for operation, done_to in _operations([crop.recipe for crop in crops]):
             width = len(done_to[0][1])
             steps.append(Step(operation, len(rows), len(rows) + len(done_to), len(values), width))
             rows += [place for place, _ in done_to]
             values += [value for _, its_values in done_to for value in its_values]
-        plans.append(CropPlan(size, len(crops), channels, resizes, tuple(steps)))
+        plans.append(CropPlan(size, len(crops), channels, tuple(resizes), tuple(steps)))
     tables = CropTables(
         torch.cat([image.flatten(0, 1) for image in images.values()]),
         torch.tensor(regions, dtype=torch.int64),
@@ -143,17 +144,37 @@ def tabulate_crops(groups: Sequence[Sequence[PendingCrop]]) -> tuple[CropTables,
     return tables, tuple(plans)
 
 
-def _resizes(regions: Sequence[tuple[int, ...]], first: int, size: tuple[int, int], channels: int) -> Iterator[Resize]:
+def _regions(
+    crops: Sequence[PendingCrop], starts: Mapping[int, int], height_first: bool
+) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """Those of the crops that are resized so, small ones first: neighbours of like size are filled up little.
+
+    Args:
+        starts: ``id`` of an image -> its first pixel.
+    """
+    boxes = [crop.recipe.box for crop in crops]
+    chosen = [i for i, crop in enumerate(crops) if is_height_first(boxes[i][2:], crop.recipe.size) == height_first]
+    for place in sorted(chosen, key=lambda i: boxes[i][2] * boxes[i][3]):
+        image, (top, left, height, width) = crops[place].image, boxes[place]
+        stride = image.shape[1]
+        first = starts[id(image)] + top * stride + left
+        yield (first, 1, stride, width, height, place) if height_first else (first, stride, 1, height, width, place)
+
+
+def _resizes(
+    regions: Sequence[tuple[int, ...]], first: int, size: tuple[int, int], channels: int, height_first: bool
+) -> Iterator[Resize]:
     """The regions from ``first`` on, as many at once as MAX_VALUES allows, one at least."""
-    largest = regions[first][2:4]
+    largest = (0, 0)
     for number in range(first, len(regions)):
-        _, _, height, width, _ = regions[number]
-        larger = max(largest[0], height), max(largest[1], width)
+        rows, columns = regions[number][3:5]
+        larger = max(largest[0], rows), max(largest[1], columns)
         if number > first and (number + 1 - first) * num_values(larger, size, channels) > MAX_VALUES:
-            yield Resize(first, number, (largest[0], largest[1]))
-            first, larger = number, (height, width)
+            yield Resize(first, number, largest, height_first)
+            first, larger = number, (rows, columns)
         largest = larger
-    yield Resize(first, len(regions), (largest[0], largest[1]))
+    if first < len(regions):
+        yield Resize(first, len(regions), largest, height_first)
 
 
 def _operations(recipes: Sequence[CropRecipe]) -> Iterator[tuple[str, list[tuple[int, tuple[float, ...]]]]]:

@@ -103,10 +103,12 @@ def make_crops(tables: CropTables, plan: CropPlan) -> Tensor:
     """[crops of the plan, C, rows, columns] uint8, on the device of the tables."""
     shape = (plan.num_crops, plan.num_channels, *plan.size)
     crops = torch.empty(shape, dtype=torch.uint8, device=tables.pixels.device)
-    for first, last, largest in plan.resizes:
+    for first, last, largest, height_first in plan.resizes:
         regions = tables.regions[first:last]
-        crops.index_copy_(0, regions[:, 4], resize_regions(tables.pixels, regions[:, :4], largest, plan.size))
-    crops_at_once = max(1, MAX_VALUES // crops[0].numel())
+        size = plan.size[::-1] if height_first else plan.size
+        resized = resize_regions(tables.pixels, regions[:, :5], largest, size)
+        crops.index_copy_(0, regions[:, 5], resized.transpose(2, 3) if height_first else resized)
+    crops_at_once = max(1, MAX_VALUES // (4 * crops[0].numel()))  # hue needs several arrays of 8 bytes
     for step in plan.steps:
         rows = tables.rows[step.first : step.last]
         last_value = step.first_value + len(rows) * step.width

@@ -67,7 +67,7 @@ def test_the_crops_of_a_photograph_differ_by_rounding_alone(backend: str):
     """Crop by crop, on the default config: below 1 level on average, 4 in the worst (a level at the solarize threshold is
     inverted on one side only); another position differs by tens."""
     image, differences, others = _photograph(), [], []
-    for position in range(6):
+    for position in range(4):
         reference, other = (_crops(image, position, which) for which in ("reference", backend))
         differences += [_mean_difference(a, b) for a, b in zip(reference, other, strict=True)]
         others += [_mean_difference(a, b) for a, b in zip(reference, _crops(image, position + 1, backend), strict=True)]

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from dinoengine.data.loader_advice import Situation, advise, expected_rate, rows_of
-from dinoengine.data.loader_timing import AUGMENT, COLLATE, DECODE, READ, TRANSFER, StageTimes
+from dinoengine.data.loader_timing import (
+    AUGMENT,
+    COLLATE,
+    DECODE,
+    DEVICE_CROPS,
+    READ,
+    TRANSFER,
+    StageTimes,
+)
 
 
 def _times(
@@ -66,6 +74,27 @@ def test_workers_where_there_are_cores() -> None:
     crowded = _text(_times(), _situation(300, num_processes=2))
     assert "DATALOADER.NUM_WORKERS" not in crowded
     assert "More cores: as it is, 7 workers would be needed, and there are 8 cores for 2 processes" in crowded
+
+
+def test_crops_of_the_device_are_said_to_take_its_time() -> None:
+    times = _times()
+    times.seconds[DEVICE_CROPS] = 0.0005
+    assert [share for name, _, _, share in rows_of(times) if name == DEVICE_CROPS] == [""]
+    text = _text(times, _situation(0))
+    assert "Their crops take the device 0.50 ms per image" in text
+    assert "Their crops" not in _text(_times(), _situation(0))
+
+
+def test_crops_on_the_device_where_cores_are_short_and_there_is_one() -> None:
+    crowded, advice = _situation(300, num_processes=2), "INPUT.AUGMENTATION_BACKEND device"
+    times = _times()
+    assert advice not in _text(times, crowded)  # nothing is copied to a device
+    times.seconds[TRANSFER] = 0.0001
+    assert advice in _text(times, crowded)
+    assert advice not in _text(times, _situation(300))  # there are cores
+    slow = _times(decode=80)
+    slow.seconds[TRANSFER] = 0.0001
+    assert advice not in _text(slow, crowded)
 
 
 def test_the_fast_backend_where_it_is_faster() -> None:

@@ -11,7 +11,16 @@ import torch
 
 from dinoengine.config import CfgNode, get_cfg
 from dinoengine.data import DatasetCatalog, ImageDataset, MultiCrop, loader_timing
-from dinoengine.data.loader_timing import AUGMENT, COLLATE, DECODE, READ, loader_rate, time_stages
+from dinoengine.data.decoded_batch import DecodedBatch
+from dinoengine.data.loader_timing import (
+    AUGMENT,
+    COLLATE,
+    DECODE,
+    DEVICE_CROPS,
+    READ,
+    loader_rate,
+    time_stages,
+)
 from tests.data.pictures import picture
 
 
@@ -76,6 +85,23 @@ def test_files_are_read_before_they_are_decoded(tmp_path: Path) -> None:
     assert list(times.seconds) == [READ, DECODE, AUGMENT, COLLATE]
     assert times.megabytes == pytest.approx(total / 3 / 1e6)
     assert times.augment_fast is None  # it is what was timed
+
+
+def test_crops_of_the_device_are_a_stage_that_is_not_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_crops = DecodedBatch.with_crops
+
+    def slower(self: DecodedBatch) -> Any:
+        time.sleep(0.04)
+        return with_crops(self)
+
+    monkeypatch.setattr(DecodedBatch, "with_crops", slower)
+    options = ("DATASETS.TRAIN=synthetic:num_images=4:size=30", "INPUT.AUGMENTATION_BACKEND=device")
+    times = time_stages(_cfg(*options), 2)
+    assert list(times.seconds) == [DECODE, AUGMENT, COLLATE, DEVICE_CROPS]
+    assert times.seconds[DEVICE_CROPS] >= 0.04 / 4
+    assert times.worker_seconds == sum(times.seconds[stage] for stage in (DECODE, AUGMENT, COLLATE))
+    assert times.augment_fast is None
+    assert loader_rate(_cfg(*options), 2) > 0
 
 
 def test_a_batch_of_one_process_of_several_and_of_a_classifier() -> None:

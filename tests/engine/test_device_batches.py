@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dinoengine.config import CfgNode
+from dinoengine.data import build_train_loader
 from dinoengine.data.samplers import PositionBatches
 from dinoengine.engine import SimpleTrainer
 from dinoengine.engine.device_batches import DeviceBatches
+from dinoengine.structures import SSLBatch
 from tests.engine.toys import ToyData, toy_trainer
 
 CPU = torch.device("cpu")
@@ -111,6 +114,17 @@ def test_closing_loses_no_batch(clock: _Clock) -> None:
     batches.fetch_ahead(5)
     batches.close()
     assert batches.fetch(5)[0].item() == 5  # by a loader that was started anew
+
+
+def test_crops_are_made_ahead(clock: _Clock, tiny_cfg: CfgNode) -> None:
+    """On the side stream, behind the copy: what a step gets has them, and what was copied is let go of."""
+    tiny_cfg.INPUT.AUGMENTATION_BACKEND = "device"
+    loader = build_train_loader(tiny_cfg)
+    batches = _ahead(loader)
+    batches.fetch_ahead(0)
+    assert batches._held is not None
+    assert isinstance(batches._held.batch, SSLBatch)
+    assert torch.equal(batches.fetch(0)[0].global_crops, next(iter(loader)).to("cpu").global_crops)
 
 
 def test_another_iteration_than_the_one_fetched_ahead_is_a_mistake(clock: _Clock) -> None:

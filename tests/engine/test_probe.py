@@ -7,6 +7,7 @@ from dinoengine.engine.probe import Comparison, run_probe
 
 
 def test_a_probe_runs_the_share_of_one_process(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.INPUT.AUGMENTATION_BACKEND = "device"  # whose batches have no crops as yet
     tiny_cfg.freeze()
     probe = run_probe(tiny_cfg, 2, 1)
     assert probe.setting.startswith("2 images, fp32, cpu")

@@ -52,8 +52,9 @@ def _assert_equal_runs(a: SSLTrainer, b: SSLTrainer) -> None:
         [],
         ["MODEL.VIT.DROP_PATH_RATE", 0.3, "MODEL.LOSS.CENTERING", "sinkhorn_knopp", "MODEL.IBOT_HEAD.SEPARATE", True],
         ["SOLVER.NUM_MICRO_BATCHES", 2, "MODEL.LOSS.KOLEO_GROUP_SIZE", 2, "DATALOADER.NUM_WORKERS", 1],
+        ["INPUT.AUGMENTATION_BACKEND", "device", "DATALOADER.NUM_WORKERS", 1, "DATALOADER.PREFETCH_FACTOR", 1],
     ],
-    ids=["centering", "drop path, sinkhorn, two heads", "micro-batches, worker"],
+    ids=["centering", "drop path, sinkhorn, two heads", "micro-batches, worker", "crops on the device"],
 )
 def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
     tiny_cfg: CfgNode, tmp_path: Path, opts: list[Any]
@@ -68,6 +69,27 @@ def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
     assert resumed.start_iter == 6
     _assert_equal_runs(straight, resumed)
     assert _rows(other) == _rows(tiny_cfg)
+
+
+def test_crops_of_the_device_train_as_the_reference_and_a_run_may_change_to_them(
+    tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    tiny_cfg.merge_from_list(["SOLVER.CHECKPOINT_PERIOD", 3, "LOG.PERIOD", 1])
+    runs = {name: tiny_cfg.clone() for name in ("reference", "device", "changed")}
+    for name, cfg in runs.items():
+        cfg.OUTPUT_DIR = str(tmp_path / name)
+    _train(runs["reference"])
+    runs["device"].INPUT.AUGMENTATION_BACKEND = "device"
+    _train(runs["device"])
+    _train(runs["changed"], stop=5)
+    runs["changed"].INPUT.AUGMENTATION_BACKEND = "device"
+    assert _train(runs["changed"], resume=True).start_iter == 3
+    expected, *others = ([row["total_loss"] for row in _rows(cfg) if "total_loss" in row] for cfg in runs.values())
+    assert len(expected) == tiny_cfg.SOLVER.MAX_ITER
+    for found in others:
+        assert found == pytest.approx(expected, rel=2e-3)
+    assert others[1][:3] == expected[:3]  # made by the reference
+    assert others[0] != expected
 
 
 def test_the_log_has_one_row_per_iteration_and_every_term(tiny_cfg: CfgNode) -> None:

@@ -30,11 +30,16 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     return made
 
 
-def test_crops_and_masks_are_those_of_the_first_batch(tiny_cfg: CfgNode, sheets: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("backend", ["reference", "device"])
+def test_crops_and_masks_are_those_of_the_first_batch(
+    backend: str, tiny_cfg: CfgNode, sheets: dict[str, dict[str, Any]]
+) -> None:
+    tiny_cfg.INPUT.AUGMENTATION_BACKEND = backend
     tiny_cfg.MODEL.PIXEL_MEAN, tiny_cfg.MODEL.PIXEL_STD = (0.1, 0.2, 0.3), (0.5, 0.3, 0.7)
-    batch = next(iter(build_train_loader(tiny_cfg)))
+    batch = next(iter(build_train_loader(tiny_cfg))).to("cpu")
     made = make_sheets(tiny_cfg, 4)
     assert list(made) == ["crops", "masks", "operations", "evaluation"]
+    assert f"Backend {backend}." in sheets["Operations"]["notes"]
     tiles = [row.tiles for row in sheets["Crops"]["rows"]]
     assert sheets["Crops"]["columns"] == ["image", "global 1", "global 2", "local 1", "local 2"]
     for number in range(4):

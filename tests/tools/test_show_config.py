@@ -52,6 +52,15 @@ def test_changed_shows_only_differences_and_their_origins(
     assert len([line for line in out.splitlines() if "#" in line]) == len(expected)
 
 
+def test_inputs_are_the_crops_wherever_they_are_made(tiny_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for backend in ("reference", "device"):
+        show_config.main(["--config-file", tiny_file, "--inputs", "INPUT.AUGMENTATION_BACKEND", backend])
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert re.search(r"global_crops +\(8, 3, ", shown[0])
+
+
 def test_inputs_are_those_of_one_process(tiny_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["SOLVER.IMS_PER_BATCH", "8", "INPUT.GLOBAL_CROPS.SIZE_PX", "(8, 12)", "SEED", "-1"]
     show_config.main(["--config-file", tiny_file, "--inputs", "--num-gpus", "2", *overrides])
