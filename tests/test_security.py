@@ -17,7 +17,8 @@ from dinoengine.config import ConfigError, get_cfg
 from dinoengine.config.import_dinov2 import import_dinov2_config
 from dinoengine.evaluation.linear_training import ProbeCheckpoint
 from dinoengine.evaluation.records import save_record
-from dinoengine.utils.file_io import atomic_write, local_path
+from dinoengine.utils.file_io import local_path
+from dinoengine.utils.file_writing import atomic_write
 from tests.conftest import TINY
 from tests.test_architecture import ROOT, SOURCES
 

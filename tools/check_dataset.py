@@ -32,7 +32,7 @@ from dinoengine.data.loader_timing import time_stages
 from dinoengine.data.quarantine import without_quarantined
 from dinoengine.engine import exit_on_user_error
 from dinoengine.utils.console import run_tool
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 from dinoengine.utils.printable import printable
 
 _DESCRIPTION = """

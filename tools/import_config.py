@@ -9,7 +9,7 @@ import os
 from dinoengine.config.import_dinov2 import import_dinov2_config
 from dinoengine.engine import exit_on_user_error
 from dinoengine.utils.console import run_tool
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 
 _DESCRIPTION = """
 Turn a training YAML of the published DINOv2 code (keys dino, ibot, train, student, teacher, optim, crops ...) into a

@@ -51,7 +51,7 @@ from dinoengine.checkpoint.writing import (
     write_file,
 )
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write, remove_stale_temporaries
+from dinoengine.utils.file_writing import atomic_write, remove_stale_temporaries
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -12,7 +12,7 @@ from dinoengine.checkpoint.layouts import Hints, read_weights
 from dinoengine.checkpoint.layouts.layout import is_state_dict
 from dinoengine.checkpoint.output import require_free
 from dinoengine.checkpoint.reading import read_content
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 
 logger = logging.getLogger(__name__)
 

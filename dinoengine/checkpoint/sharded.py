@@ -28,7 +28,7 @@ from torch import Tensor
 from dinoengine.checkpoint.files import CheckpointError, UnreadableCheckpointError, read_file
 from dinoengine.checkpoint.writing import write_file
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import sync_folder, write_json
+from dinoengine.utils.file_writing import sync_folder, write_json
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

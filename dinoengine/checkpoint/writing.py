@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dinoengine.checkpoint.digest import content_digest
 from dinoengine.checkpoint.files import DIGEST
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 
 _MIB = 2**20
 

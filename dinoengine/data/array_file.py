@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 
 _MAGIC = b"dinoarr1"
 _ALIGNMENT = 64

@@ -13,7 +13,7 @@ import numpy as np
 from dinoengine.data.dataset_check import NOT_IN_A_GROUP, Duplicates, Inspected, Leaks
 from dinoengine.data.inspection import kind_of
 from dinoengine.data.quarantine import write_quarantine
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 
 BAD, LEAKS, NEAR_LEAKS = "bad", "leaks", "near-leaks"
 DUPLICATES, NEAR_DUPLICATES = "duplicates", "near-duplicates"

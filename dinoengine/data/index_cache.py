@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dinoengine.data.array_file import read_arrays
 from dinoengine.data.file_index import cache_folder
-from dinoengine.utils.file_io import remove_stale_temporaries
+from dinoengine.utils.file_writing import remove_stale_temporaries
 from dinoengine.utils.printable import printable
 
 _ENDINGS = (".index", ".tars")

@@ -17,7 +17,7 @@ import numpy as np
 from dinoengine.data.dataset import ConcatImageDataset, ImageDataset
 from dinoengine.data.fingerprint import fingerprint
 from dinoengine.data.text_file import open_text
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 from dinoengine.utils.printable import printable
 
 _NUM_SHOWN = 3

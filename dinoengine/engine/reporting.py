@@ -12,7 +12,7 @@ from dinoengine.config import CfgNode
 from dinoengine.engine.defaults import DefaultTrainer
 from dinoengine.evaluation import flatten_results_dict, results_tables
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import write_json
+from dinoengine.utils.file_writing import write_json
 
 logger = logging.getLogger(__name__)
 

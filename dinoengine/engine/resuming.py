@@ -23,7 +23,7 @@ from dinoengine.config.resume_rules import (
     values_of_text,
 )
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 from dinoengine.utils.writers import METRICS_FILE
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from dinoengine.engine.precision import resolve_precision
 from dinoengine.engine.resuming import CONFIG_FILE, checkpoint_to_fork, saved_config, traces_of_a_run
 from dinoengine.utils import comm
 from dinoengine.utils.env import collect_env_info, seed_all_rng
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 from dinoengine.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)

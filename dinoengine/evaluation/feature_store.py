@@ -24,7 +24,7 @@ import dinoengine
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.records import differing_settings, index_sha256
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write, write_json
+from dinoengine.utils.file_writing import atomic_write, write_json
 from dinoengine.utils.registry import UnknownNameError
 
 META_FILE = "meta.json"

@@ -33,7 +33,7 @@ from dinoengine.evaluation.linear_training import (
 from dinoengine.evaluation.records import FOLDER, dataset_in_file_name, index_sha256, preprocessing, weights_sha256
 from dinoengine.structures import BackboneOutput, ImageBatch
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import write_json
+from dinoengine.utils.file_writing import write_json
 
 logger = logging.getLogger(__name__)
 

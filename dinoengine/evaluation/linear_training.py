@@ -23,7 +23,7 @@ from dinoengine.evaluation.linear_heads import HeadGrid, LinearHeads
 from dinoengine.evaluation.records import FOLDER
 from dinoengine.solver.schedules import CosineSchedule
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 from dinoengine.utils.logger import log_every_n_seconds
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from dinoengine.checkpoint.digest import update_with_tensor
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.evaluation.label_sets import training_strings
-from dinoengine.utils.file_io import write_json
+from dinoengine.utils.file_writing import write_json
 
 FOLDER = "eval"
 

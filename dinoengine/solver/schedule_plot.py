@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 
 
 def plot_schedules(columns: Mapping[str, Sequence[float]], path: str, title: str, marks: Mapping[str, int]) -> None:

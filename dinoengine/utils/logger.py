@@ -13,7 +13,7 @@ from tabulate import tabulate
 from termcolor import colored
 
 from dinoengine.utils.console import discard_stdout
-from dinoengine.utils.file_io import append_whole
+from dinoengine.utils.file_writing import append_whole
 from dinoengine.utils.printable import printable_lines
 
 ROOT_NAME = "dinoengine"

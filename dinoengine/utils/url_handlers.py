@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 import fsspec
 from iopath.common.file_io import PathHandler, PathManager, file_lock, get_cache_dir
 
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 
 # Without any sign of the server for so long a request has failed: a training must not wait for ever.
 TIMEOUT_SECONDS = 60.0

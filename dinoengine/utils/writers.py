@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dinoengine.utils.events import EventStorage, get_event_storage
-from dinoengine.utils.file_io import append_whole, atomic_write
+from dinoengine.utils.file_writing import append_whole, atomic_write
 
 logger = logging.getLogger(__name__)
 

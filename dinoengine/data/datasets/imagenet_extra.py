@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dinoengine.data.folder_scan import is_image
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 
 NO_CLASS = int(np.iinfo(np.uint32).max)
 _ROWS_AT_ONCE = 10_000

@@ -11,7 +11,7 @@ from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.structures import BadImage
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import atomic_write
+from dinoengine.utils.file_writing import atomic_write
 from dinoengine.utils.printable import printable
 
 logger = logging.getLogger(__name__)

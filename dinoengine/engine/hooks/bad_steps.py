@@ -16,7 +16,7 @@ from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.utils import comm
 from dinoengine.utils.env import step_seed
-from dinoengine.utils.file_io import atomic_write, remove_stale_temporaries
+from dinoengine.utils.file_writing import atomic_write, remove_stale_temporaries
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from dinoengine.checkpoint.sharded import remove_checkpoint
 from dinoengine.config import ConfigError
 from dinoengine.engine.train_loop import HookBase, TrainerBase
 from dinoengine.utils import comm
-from dinoengine.utils.file_io import write_json
+from dinoengine.utils.file_writing import write_json
 
 logger = logging.getLogger(__name__)
 
