@@ -38,6 +38,7 @@ TESTED_ELSEWHERE = {
     },
     "checkpoint/consolidate.py": "engine/test_sharding_processes.py",
     "checkpoint/fitting.py": "checkpoint/test_checkpointer.py",
+    "checkpoint/start_weights.py": "checkpoint/test_adopt.py",
     "engine/hooks/collapse_symptoms.py": "engine/hooks/test_collapse.py",
     "engine/reporting.py": "engine/test_ssl_trainer.py",
     "modeling/meta_arch/feature_model.py": "modeling/meta_arch/test_student_teacher.py",

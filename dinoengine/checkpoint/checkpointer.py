@@ -15,20 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from dinoengine.checkpoint.adopt import (
-    adopt,
-    fresh_mask_tokens,
-    hints_of_model,
-    log_adopted,
-    require_entries,
-    required,
-    trains_with_masks,
-)
 from dinoengine.checkpoint.files import CheckpointError, short_list
-from dinoengine.checkpoint.fitting import is_of_this_model, load_into
-from dinoengine.checkpoint.layouts import detect_layout
-from dinoengine.checkpoint.layouts.layout import is_state_dict
-from dinoengine.checkpoint.reading import read_content
+from dinoengine.checkpoint.fitting import load_into
 from dinoengine.checkpoint.resuming import (
     POINTER,
     iteration_of,
@@ -41,7 +29,8 @@ from dinoengine.checkpoint.resuming import (
     set_aside,
     shown,
 )
-from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, mesh_of, placed_like, remove_unfinished, write_sharded
+from dinoengine.checkpoint.sharded import SUFFIX, is_checkpoint, mesh_of, remove_unfinished, write_sharded
+from dinoengine.checkpoint.start_weights import load_start_weights
 from dinoengine.checkpoint.writing import (
     BackgroundWriter,
     CheckpointWriteError,
@@ -341,26 +330,9 @@ class Checkpointer:
             CheckpointError: if it cannot be read or does not fit the model: any difference if ``strict``, else only when
                 nothing fits.
         """
-        content = read_content(path)
-        if self.before_weights is not None:
-            self.before_weights(content.data, path)
-        own = self.model.state_dict()
-        saved = content.data.get("model")
-        if is_state_dict(saved) and is_of_this_model(saved, own):
-            load_into(self.model, saved, path, strict=self.strict, may_be_partial=True)
-            logger.info("%s: layout dinoengine, a checkpoint of this model.", path)
-            return
-        weights = detect_layout(content).read(content, hints_of_model(self.model))
-        adopted = adopt(weights, own)
-        if self.strict:
-            require_entries(weights, adopted, path)
-        log_adopted(weights, adopted, path, for_training=for_training)
-        # Parts that the file does not have keep the values they have; that is no fit, and nothing to complain of.
-        kept = own.keys() - adopted.state.keys() - set(required(adopted.missing))
-        load_into(self.model, adopted.state, path, strict=self.strict, may_be_partial=True, kept=kept)
-        if for_training and trains_with_masks(self.model):
-            tokens = fresh_mask_tokens(adopted.state, own, path)
-            self.model.load_state_dict({key: placed_like(tokens[key], own[key]) for key in tokens}, strict=False)
+        load_start_weights(
+            self.model, path, strict=self.strict, for_training=for_training, before_load=self.before_weights
+        )
 
     def load(self, path: str, *, weights_only: bool = False) -> dict[str, Any]:
         """Load a checkpoint of this model and, unless ``weights_only``, the state of every checkpointable.
