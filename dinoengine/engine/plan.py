@@ -296,8 +296,8 @@ def render(plan: Plan, *, images_per_second: float = 0.0, gpu_memory_gib: float 
     warnings = [
         *plan.warnings,
         *(
-            f"With {name} a step needs more than the {gpu_memory_gib:g} GiB of a GPU. MODEL.ACTIVATION_CHECKPOINTING selective "
-            "or full, SOLVER.NUM_MICRO_BATCHES and more GPUs make it less."
+            f"With {name} a step needs more than the {gpu_memory_gib:g} GiB of a GPU. MODEL.ACTIVATION_CHECKPOINTING "
+            "selective or full, SOLVER.NUM_MICRO_BATCHES and more GPUs make it less."
             for name in too_large
         ),
     ]
