@@ -295,7 +295,11 @@ def render(plan: Plan, *, images_per_second: float = 0.0, gpu_memory_gib: float 
     too_large = [name for name in STRATEGIES if plan.total_memory(name) > gpu_memory_gib * _GIB > 0]
     warnings = [
         *plan.warnings,
-        *(f"With {name} a step needs more than the {gpu_memory_gib:g} GiB of a GPU." for name in too_large),
+        *(
+            f"With {name} a step needs more than the {gpu_memory_gib:g} GiB of a GPU. MODEL.ACTIVATION_CHECKPOINTING "
+            "selective or full, SOLVER.NUM_MICRO_BATCHES and more GPUs make it less."
+            for name in too_large
+        ),
     ]
     sections += [f"warning: {warning}" for warning in warnings]
     return "\n\n".join(sections)

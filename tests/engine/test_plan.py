@@ -46,7 +46,8 @@ def test_activation_checkpointing_needs_less_memory_and_more_operations(tiny_cfg
     kept = {mode: plan.memory["ddp"]["activations: backbone"] for mode, plan in plans.items()}
     assert kept["full"] < 0.5 * kept["selective"] < 0.5 * kept["none"]
     assert plans["selective"].recomputed_flops == plans["none"].recomputed_flops == 0
-    assert 0 < plans["full"].recomputed_flops < plans["full"].flops_per_image / 4
+    # A third of what the student computes, which is not all of the step.
+    assert 0.2 < plans["full"].recomputed_flops / plans["full"].flops_per_image < 1 / 3
     assert "computed again" in render(plans["full"])
     assert "computed again" not in render(plans["selective"])
 
@@ -71,7 +72,9 @@ def test_what_is_unwise_is_said(tiny_cfg: CfgNode) -> None:
     text = render(make_plan(tiny_cfg, 2), gpu_memory_gib=1e-6)
     assert "more than the 24 images of the training set" in text
     assert "Sinkhorn-Knopp spreads 8 rows" in text
-    assert "With fsdp a step needs more than the 1e-06 GiB" in text
+    assert (
+        "With fsdp a step needs more than the 1e-06 GiB of a GPU. MODEL.ACTIVATION_CHECKPOINTING selective or" in text
+    )
     tiny_cfg.SOLVER.IMS_PER_BATCH = 48
     assert "more than one pass" in render(make_plan(tiny_cfg, 2))
 
