@@ -85,7 +85,9 @@ def test_wrong_shards(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"7 of 8 shards are missing\. The first of them:\n(.*\d\.tar\n?){5}$"):
         build_dataset(f"wds:{tmp_path}/{{0..7}}.tar")
     _shard(tmp_path / "1.tar", ("a.png", _png(1)), ("a.cls", b"cat"))
-    with pytest.raises(ValueError, match=r"1\.tar/a\.cls must hold a whole number up to 9,999,999, the label; got 'cat'"):
+    with pytest.raises(
+        ValueError, match=r"1\.tar/a\.cls must hold a whole number up to 9,999,999, the label; got 'cat'"
+    ):
         build_dataset(f"wds:{tmp_path}/1.tar")
 
 
