@@ -62,9 +62,8 @@ def resize_regions(pixels: Tensor, regions: Tensor, largest: tuple[int, int], si
     """
     channels, (most_rows, most_columns) = pixels.shape[1], largest
     first, row_step, column_step, rows, columns = (regions[:, i, None, None] for i in range(5))
-    in_row = (
-        first + torch.arange(most_columns, device=pixels.device).minimum(columns - 1) * column_step
-    )  # [n, 1, columns]
+    column = torch.arange(most_columns, device=pixels.device).minimum(columns - 1)
+    in_row = first + column * column_step  # [n, 1, columns]
     weights = _weights(columns, most_columns, size[1])
     # A photograph of many megapixels is gathered in several parts.
     rows_at_once = max(1, MAX_VALUES // (len(regions) * channels * max(most_columns, 2 * size[1])))
@@ -92,7 +91,7 @@ def _weights(lengths: Tensor, most: int, num_out: int) -> Tensor:
         [n, most, 2 * num_out] float32, 0 from ``lengths`` on.
     """
     centres = torch.arange(max(most, num_out), device=lengths.device, dtype=torch.float64) + 0.5
-    scale = lengths / num_out
+    scale = lengths.double() / num_out
     distance = (centres[:most, None] - centres[:num_out] * scale).div_(scale.clamp(min=1)).abs_()
     weights = _bicubic(distance).masked_fill_(centres[:most, None] > lengths, 0.0)
     weights = (weights / weights.sum(1, keepdim=True)).mul_(_UNITS).round_().div_(_UNITS).float()

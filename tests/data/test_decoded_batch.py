@@ -163,6 +163,25 @@ def test_the_host_never_asks_the_device() -> None:
         batch.global_crops.max().item()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_crops_of_a_gpu_are_those_of_the_cpu_and_nothing_waits_for_it(precision: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    decoded = _decoded()
+    expected, copied = decoded.to("cpu"), decoded.copied_to("cuda")
+    torch.set_float32_matmul_precision(precision)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = copied.with_crops()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.set_float32_matmul_precision(before)
+    assert isinstance(expected, SSLBatch)
+    assert isinstance(found, SSLBatch)
+    assert torch.equal(found.global_crops.cpu(), expected.global_crops)
+
+
 def test_all_its_tensors_are_pinned_and_known_to_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[Tensor] = []
     known: list[tuple[Any, Any]] = []
