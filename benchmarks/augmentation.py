@@ -133,15 +133,18 @@ def device_seconds(cfg: CfgNode, paths: list[str], turns: int) -> tuple[torch.de
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decode = our_pipeline(cfg, "device", [])
     batch = decoded_batch([decode(path, position) for position, path in enumerate(paths)]).copied_to(device)
+
+    def clock() -> float:
+        if device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     seconds = []
     for _ in range(turns + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter() if device.type == "cuda" else time.process_time()
+        start = clock()
         batch.with_crops()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append((time.perf_counter() if device.type == "cuda" else time.process_time()) - start)
+        seconds.append(clock() - start)
     return device, statistics.median(seconds[1:]) / len(paths)
 
 

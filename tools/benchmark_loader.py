@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--batches", type=int, default=16, metavar="N", help="batches to time the whole loader on (default: 16)"
     )
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

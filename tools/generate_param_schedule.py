@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--at", nargs="+", default=[], metavar="ITER", help="iterations to print, from 0 (default: the turning points)"
     )
     parser.add_argument("--plot", default="", metavar="FILE.png", help="also draw the schedules (needs matplotlib)")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_args(argv)
     # --at takes every word that follows it; overrides begin with the first that is no number.
     num = next((i for i, word in enumerate(args.at) if not word.isdecimal()), len(args.at))
     args.at, args.opts = [int(word) for word in args.at[:num]], [*args.at[num:], *args.opts]

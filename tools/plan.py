@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--gpu-memory", type=float, default=0.0, metavar="GIB", help="of one GPU: warn if it is too little"
     )
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_args(argv)
     with exit_on_user_error():
         cfg = read_cfg(args.config_file, args.opts)
         plan = make_plan(cfg, args.num_gpus, args.dataset_size)

@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="with --inputs: processes that share a batch (default: 1)"
     )
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume-num-gpus", type=int, metavar="W", help="those of the resumed run (default: the same)")
     parser.add_argument("--resume-workers", type=int, metavar="N", help="its DATALOADER.NUM_WORKERS (default: same)")
     parser.add_argument("--keep", metavar="DIR", help="leave the runs in this folder, which must not exist")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_args(argv)
     if args.iterations < 2:
         parser.error("--iterations must be at least 2.")
     return args

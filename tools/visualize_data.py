@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = config_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("--output", metavar="DIR", help="folder to write (default: OUTPUT_DIR/sheets)")
     parser.add_argument("--images", type=int, default=6, metavar="N", help="images on a sheet (default: 6)")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

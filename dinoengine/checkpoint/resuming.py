@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,8 @@ from dinoengine.utils import comm
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+logger = logging.getLogger(__name__)
 
 # Names of files in an OUTPUT_DIR; those of checkpoints without their ending, as ``Checkpointer.save`` takes them.
 POINTER = "last_checkpoint"
@@ -58,12 +60,16 @@ def endings_of(name: str) -> list[str]:
 def remove_twin(path: str) -> None:
     """Remove the older checkpoint of the same name and the other kind, which a run has left that was or was not sharded.
 
-    Else a ``model_final`` of long ago would stay beside the one just written. What cannot be removed stays.
+    Else a ``model_final`` of long ago would stay beside the one just written. What cannot be removed stays, and is said.
     """
     for twin in endings_of(os.path.splitext(path)[0]):
         if twin != path and is_checkpoint(twin):
-            with contextlib.suppress(OSError):
+            try:
                 remove_checkpoint(twin)
+            except OSError as error:
+                logger.warning(
+                    "%s is older than %s and could not be removed: %s. Remove it.", twin, path, error.strerror
+                )
 
 
 def iteration_of(name: str) -> int | None:

@@ -1,16 +1,24 @@
-"""Command-line arguments of the tools that read a config and do something else with it than train."""
+"""Command-line arguments of whatever reads a config."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+
+class _IntermixedParser(argparse.ArgumentParser):
+    """Takes flags anywhere among the overrides."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return self.parse_intermixed_args(args, namespace)
 
 
 def config_parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    """A parser with ``--config-file`` and overrides (``opts``), to which a tool adds its own; ``read_cfg`` takes both.
+    """A parser with ``--config-file`` and overrides (``opts``), to which a command adds its own; ``read_cfg`` takes both.
 
-    Parse with ``parse_intermixed_args``, so that flags may come between overrides.
+    Flags may come between overrides.
     """
-    parser = argparse.ArgumentParser(
+    parser = _IntermixedParser(
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

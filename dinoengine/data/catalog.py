@@ -138,7 +138,8 @@ def _make(text: str) -> ImageDataset:
         kind = next(kind for kind in _OF_THE_STRING if isinstance(error, kind))
         said = f"{error}" if repr(text) in str(error) else f"Dataset {text!r}: {error}"
         hint = misspelt_key(text, builder)
-        raise kind(f"{said}{chr(10) if chr(10) in said else ' '}{hint}" if hint else said) from error
+        separator = "\n" if "\n" in said else " "
+        raise kind(f"{said}{separator}{hint}" if hint else said) from error
     return dataset
 
 

@@ -99,7 +99,15 @@ def pending_crops(image: Any, recipes: Sequence[CropRecipe]) -> list[PendingCrop
     """The crops of a ``PIL.Image`` "RGB", "L" or "RGBA", to be made later.
 
     They share a copy of the smallest part of the image that holds all of them.
+
+    Raises:
+        ValueError: for an array (INPUT.FORMAT channels).
     """
+    if isinstance(image, Tensor):
+        raise ValueError(
+            f"The augmentation backend 'device' makes crops of pictures of 8 bits; got an array of shape "
+            f"{tuple(image.shape)}. Take 'reference' or 'fast'."
+        )
     boxes = [recipe.box for recipe in recipes]
     top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
     bottom, right = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)

@@ -16,6 +16,7 @@ the number of processes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,7 +101,18 @@ def made_crops(crops: Sequence[Crop]) -> list[Tensor]:
 
 
 def make_crops(tables: CropTables, plan: CropPlan) -> Tensor:
-    """[crops of the plan, C, rows, columns] uint8, on the device of the tables."""
+    """[crops of the plan, C, rows, columns] uint8, on the device of the tables; the same within autocast."""
+    with _without_autocast(tables.pixels.device.type):
+        return _make_crops(tables, plan)
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast would round the sums of a resize, which are whole numbers."""
+    is_known = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if is_known else contextlib.nullcontext()
+
+
+def _make_crops(tables: CropTables, plan: CropPlan) -> Tensor:
     shape = (plan.num_crops, plan.num_channels, *plan.size)
     crops = torch.empty(shape, dtype=torch.uint8, device=tables.pixels.device)
     for first, last, largest, height_first in plan.resizes:

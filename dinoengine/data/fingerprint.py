@@ -1,7 +1,8 @@
 """Whether a dataset or a file is still what it was: a hash of what it holds, of which a bounded part is read.
 
 Up to MAX_BYTES every byte counts. Of more, the length and NUM_BLOCKS blocks spread evenly over it, the first and the last
-among them, do: what is added or removed is seen, what is replaced by something of the same length may not be.
+among them, do; the files of a folder share them. What is added or removed is seen, what is replaced by something of the
+same length may not be.
 """
 
 from __future__ import annotations
@@ -36,33 +37,34 @@ def file_fingerprint(path: str) -> str | None:
     digest = hashlib.sha256()
     try:
         if not os.path.isdir(path):
-            _add_file(digest, path)
+            _add_file(digest, path, NUM_BLOCKS)
             return digest.hexdigest()
-        for name in sorted(os.listdir(path)):
-            if os.path.isfile(file := os.path.join(path, name)):
-                digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-                _add_file(digest, file)
+        names = [name for name in sorted(os.listdir(path)) if os.path.isfile(os.path.join(path, name))]
+        for name in names:
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+            _add_file(digest, os.path.join(path, name), max(2, NUM_BLOCKS // len(names)))
     except OSError:
         return None
     return digest.hexdigest()
 
 
 def _add_bytes(digest: Any, content: memoryview) -> None:
-    _add(digest, len(content), lambda start, size: content[start : start + size])
+    _add(digest, len(content), lambda start, size: content[start : start + size], NUM_BLOCKS)
 
 
-def _add_file(digest: Any, path: str) -> None:
+def _add_file(digest: Any, path: str, num_blocks: int) -> None:
     with open(path, "rb", buffering=0) as file:
-        _add(digest, os.fstat(file.fileno()).st_size, lambda start, size: os.pread(file.fileno(), size, start))
+        num_bytes = os.fstat(file.fileno()).st_size
+        _add(digest, num_bytes, lambda start, size: os.pread(file.fileno(), size, start), num_blocks)
 
 
-def _add(digest: Any, num_bytes: int, read: Callable[[int, int], Any]) -> None:
-    """``read(start, size)`` gives a part of the content."""
+def _add(digest: Any, num_bytes: int, read: Callable[[int, int], Any], num_blocks: int) -> None:
+    """``read(start, size)`` gives a part of the content; of ``num_blocks``, 2 or more, at most."""
     digest.update(f"{num_bytes};".encode())
-    if num_bytes <= MAX_BYTES:
+    if num_bytes <= num_blocks * _BLOCK_BYTES:
         starts = list(range(0, num_bytes, _BLOCK_BYTES))
     else:
         last = num_bytes - _BLOCK_BYTES
-        starts = [last * i // (NUM_BLOCKS - 1) for i in range(NUM_BLOCKS)]
+        starts = [last * i // (num_blocks - 1) for i in range(num_blocks)]
     for start in starts:
         digest.update(read(start, min(_BLOCK_BYTES, num_bytes - start)))

@@ -18,6 +18,11 @@ from dinoengine.data.loader_timing import (
 
 # Less than this share of what the stages promise: the workers hold each other up.
 _LOW_SHARE = 0.7
+# What makes the crops of backend "device", and what that says of a training.
+_DEVICES = {
+    "cpu": "CPU, where this was timed; a GPU makes them beside its steps.",
+    "cuda": "GPU, beside its steps.",
+}
 # A loader that is only just fast enough makes the device wait now and then.
 _MARGIN = 1.1
 
@@ -79,8 +84,8 @@ def advise(times: StageTimes, situation: Situation) -> list[str]:
         )
     if DEVICE_CROPS in times.seconds:
         lines.append(
-            "The loader's rate is that of decoded images. Their crops take the device "
-            f"{1000 * times.seconds[DEVICE_CROPS]:.2f} ms per image, beside its steps."
+            "The loader's rate is that of decoded images. Their crops take "
+            f"{1000 * times.seconds[DEVICE_CROPS]:.2f} ms per image on the {_DEVICES[times.device]}"
         )
     if not situation.wanted:
         lines.append("Give --images-per-second what the device takes, to learn whether this is enough.")
@@ -119,17 +124,22 @@ def _remedies(times: StageTimes, situation: Situation, slowest: str) -> list[str
             f"Another storage: it gives a single reader {rate:.0f} MB/s ({1000 * times.seconds[READ]:.1f} ms per file). A "
             "local disk, or shards (wds:...) where many small files are slow. More workers than cores help too: they wait."
         )
+    less = "fewer or smaller crops"
+    if DEVICE_CROPS in times.seconds:
+        less = (
+            "smaller images (INPUT.REDUCED_DECODE for large JPEGs, or smaller files), which is what a batch is made of"
+        )
     if slowest == COLLATE:
         lines.append(
-            "Fewer or smaller crops: batches are put together in the workers, and copying takes most of their time."
+            f"{less.capitalize()}: batches are put together in the workers, and copying takes most of their time."
         )
     transfer = times.seconds.get(TRANSFER, 0.0)
     if transfer * situation.wanted > 1:
         lines.append(
             f"The copy to the device alone takes {1000 * transfer:.2f} ms per image, more than the device's pace allows: "
-            "fewer or smaller crops, or a machine with a faster link."
+            f"{less}, or a machine with a faster link."
         )
-    if not has_cores and slowest == AUGMENT and TRANSFER in times.seconds:
+    if not has_cores and slowest == AUGMENT and TRANSFER in times.seconds and DEVICE_CROPS not in times.seconds:
         lines.append(
             "INPUT.AUGMENTATION_BACKEND device, for pictures of 8 bits: the workers only decode, and the GPU makes the "
             "crops beside its steps, which then take longer (docs/data.md)."

@@ -42,6 +42,7 @@ class StageTimes(NamedTuple):
         shorter_side: mean of the images' shorter side, in pixels.
         num_images: that were timed.
         num_bad: that could not be loaded, and are not counted.
+        device: "cpu" or "cuda", for the stages that are its work.
     """
 
     seconds: dict[str, float]
@@ -50,6 +51,7 @@ class StageTimes(NamedTuple):
     shorter_side: float
     num_images: int
     num_bad: int
+    device: str = "cpu"
 
     @property
     def worker_seconds(self) -> float:
@@ -80,13 +82,10 @@ def time_stages(cfg: CfgNode, num_images: int, world_size: int = 1) -> StageTime
         per_rank = min(_MOST_COLLATED, cfg.SOLVER.IMS_PER_BATCH // world_size)
         some = [loader.dataset[position] for position in timed.good[:per_rank]]
         samples = (some * (per_rank // len(some) + 1))[:per_rank]
+        _time_batch(_Watch(), cfg, loader, samples)  # the first one pays for loading the libraries of the device
         watch = _Watch()
         for _ in range(_NUM_BATCHES):
-            batch = watch.time(COLLATE, loader.collate_fn, samples)
-            if cfg.MODEL.DEVICE == "cuda":
-                batch = watch.time(TRANSFER, _to_device, batch)
-            if isinstance(batch, DecodedBatch):
-                watch.time(DEVICE_CROPS, _with_crops, batch)
+            _time_batch(watch, cfg, loader, samples)
     finally:
         torch.set_num_threads(num_threads)
     per_image = {stage: total / len(timed.good) for stage, total in timed.watch.totals.items()}
@@ -99,7 +98,16 @@ def time_stages(cfg: CfgNode, num_images: int, world_size: int = 1) -> StageTime
         shorter_side=timed.sides / len(timed.good),
         num_images=num_images,
         num_bad=num_images - len(timed.good),
+        device=cfg.MODEL.DEVICE,
     )
+
+
+def _time_batch(watch: _Watch, cfg: CfgNode, loader: Any, samples: list[Any]) -> None:
+    batch = watch.time(COLLATE, loader.collate_fn, samples)
+    if cfg.MODEL.DEVICE == "cuda":
+        batch = watch.time(TRANSFER, _to_device, batch)
+    if isinstance(batch, DecodedBatch):
+        watch.time(DEVICE_CROPS, _with_crops, batch)
 
 
 class _Watch:

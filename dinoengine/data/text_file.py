@@ -21,7 +21,7 @@ def open_text(path: str, encoding: str = "utf-8", *, newline: str | None = None,
 
     Args:
         newline: see ``open``.
-        what: it is, for messages.
+        what: before the path in messages, with a space at its end, such as "DATASETS.QUARANTINE ".
 
     Raises:
         ValueError: if it is no text: it holds a NUL byte, or is no UTF-8 and full of control bytes (an image, an archive,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
+from dinoengine.config.arguments import config_parser
 from dinoengine.engine.hooks import parse_duration
 from dinoengine.engine.launch import DEFAULT_TIMEOUT
 from dinoengine.utils.startup import process_age
@@ -34,17 +34,9 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE and may stand before or after fla
 """
 
 
-class _IntermixedParser(argparse.ArgumentParser):
-    """Takes flags anywhere among the overrides."""
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return self.parse_intermixed_args(args, namespace)
-
-
 def default_argument_parser() -> argparse.ArgumentParser:
     """The flags of every training command, and config overrides as the rest."""
-    parser = _IntermixedParser(epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config; without it the defaults")
+    parser = config_parser("", _EPILOG)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
     parser.add_argument(
         "--fork-from",
@@ -84,7 +76,6 @@ def default_argument_parser() -> argparse.ArgumentParser:
     parser.set_defaults(started=time.monotonic(), seconds_before=process_age())
     for flag, key in FLAGS_FOR_KEYS.items():
         parser.add_argument(f"--{flag}", type=int, default=None, metavar="N", help=f"the same as {key} N")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     return parser
 
 

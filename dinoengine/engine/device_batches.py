@@ -100,18 +100,18 @@ class DeviceBatches:
         start = time.perf_counter()
         try:
             batch = self.fetcher.fetch(iteration)
+            host_seconds = time.perf_counter() - start
+            held = _Held(iteration, batch)
+            if hasattr(batch, "record_stream"):
+                arrived, done = torch.cuda.Event(enable_timing=True), torch.cuda.Event()
+                with torch.cuda.stream(self._side_stream):
+                    arrived.record()
+                    held.batch = batch.to(self.device, non_blocking=True)
+                    done.record()
+                held.copy = _Copy(computed, arrived, done, host_seconds)
+            self._held = held
         except Exception as error:  # of the next iteration: this one is not over
             self._held = _Held(iteration, error=error)
-            return
-        host_seconds = time.perf_counter() - start
-        self._held = _Held(iteration, batch)
-        if hasattr(batch, "record_stream"):
-            arrived, done = torch.cuda.Event(enable_timing=True), torch.cuda.Event()
-            with torch.cuda.stream(self._side_stream):
-                arrived.record()
-                self._held.batch = batch.to(self.device, non_blocking=True)
-                done.record()
-            self._held.copy = _Copy(computed, arrived, done, host_seconds)
 
     def close(self) -> None:
         """End the workers and forget what was fetched ahead; the next ``fetch`` starts them anew at its iteration."""

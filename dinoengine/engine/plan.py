@@ -267,10 +267,13 @@ def render(plan: Plan, *, images_per_second: float = 0.0, gpu_memory_gib: float 
     """
     counts = plan.parameters
     images = plan.batch // plan.num_processes
+    again = [("computed again", f"{plan.recomputed_flops / 1e9:,.1f} G per image (activation checkpointing)")]
+    again = again if plan.recomputed_flops else []
     rows: list[Sequence[str]] = [
         ("parameters", f"{counts.trained:,} trained ({_list(counts.parts)}); teacher {counts.teacher:,}"),
         ("batch", f"{plan.batch:,} images on {plan.num_processes} GPU(s): {images} each, {plan.work.images} at a time"),
         ("FLOPs per image", f"{plan.flops_per_image / 1e9:,.1f} G (teacher, student forward and backward, attention)"),
+        *again,
         ("images seen", f"{plan.images_seen:,} in {plan.num_iters:,} iterations{_passes(plan)}"),
         ("checkpoints", f"{plan.checkpoint_bytes / _GIB:,.2f} GiB each, {plan.num_checkpoints} at most: "
                         f"{plan.num_checkpoints * plan.checkpoint_bytes / _GIB:,.1f} GiB"),
@@ -283,8 +286,6 @@ def render(plan: Plan, *, images_per_second: float = 0.0, gpu_memory_gib: float 
                 f"{hours:,.1f} at {images_per_second:g} images/s per GPU ({hours * plan.num_processes:,.0f} GPU hours)",
             )
         )
-    if plan.recomputed_flops:
-        rows.insert(3, ("computed again", f"{plan.recomputed_flops / 1e9:,.1f} G per image (activation checkpointing)"))
     sections = [tabulate(rows, tablefmt="plain", disable_numparse=True)]
     is_large = plan.total_memory("ddp") >= _GIB
     sections.append(

@@ -46,7 +46,8 @@ def resolve_precision(
     saved = [config.get("SOLVER", {}).get("AMP", {}) for config in comm.on_main_process(earlier)]
     used = (amp.get("PRECISION") for amp in saved if amp.get("ENABLED"))
     chosen = next((value for value in used if value in ("bf16", "fp32", "fp16")), None)
-    if chosen is not None:
+    is_inherited = chosen is not None
+    if is_inherited:
         logger.info("SOLVER.AMP.PRECISION auto: %s, as the run was started with.", chosen)
     else:
         seconds = comm.on_main_process(lambda: (measure or time_products)(cfg.MODEL.DEVICE))
@@ -60,8 +61,8 @@ def resolve_precision(
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.AMP.PRECISION = chosen
-    # What was checked before was "auto".
-    validate(scale_config_to_world_size(cfg, comm.get_world_size()), comm.get_world_size())
+    if is_inherited:  # what was checked before was "auto", of which only bf16 and fp32 can come here
+        validate(scale_config_to_world_size(cfg, comm.get_world_size()), comm.get_world_size())
     cfg.freeze()
     return cfg
 

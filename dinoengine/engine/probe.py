@@ -68,6 +68,7 @@ def run_probe(cfg: CfgNode, num_processes: int, num_steps: int) -> Probe:
     # What is about the images of the run says nothing of those made up.
     cfg.merge_from_list(["DATASETS.TRAIN_WEIGHTS", "()", "DATASETS.QUARANTINE", "()"])
     cfg.merge_from_list(["DATALOADER.SAMPLER", "uniform", "DATALOADER.SAMPLE_WEIGHTS", ""])
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # LRs do not matter here
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     cfg = resolve_precision(cfg, list)

@@ -177,6 +177,7 @@ class _Probe(HookBase):
 
     def before_step(self) -> None:
         trainer = self.trainer
+        # A loader of another kind knows no positions, and its images cannot be named.
         self._part_size = len(positions_of(trainer.data_loader, trainer.iter)) // trainer.num_micro_batches
         self._model.register_forward_pre_hook(lambda module, args: self._see_batch(args[0]))
         for name, module in self._model.named_modules():
@@ -214,7 +215,8 @@ class _Probe(HookBase):
             self.found.first_module = name or type(self._model).__name__
         # Crops and what a backbone makes of them: a row per crop, view after view. Within a block the rows are a draw of
         # stochastic depth, in a head they may be masked patches.
-        if bad and not self.found.images and (row_per_crop or isinstance(output, _ROW_PER_CROP) or bad[0].ndim == 4):
+        has_rows = row_per_crop or isinstance(output, _ROW_PER_CROP) or (bool(bad) and bad[0].ndim == 4)
+        if bad and has_rows and self._part_size and not self.found.images:
             rows = {row for is_bad in bad for row in is_bad.flatten(1).any(1).nonzero().flatten().tolist()}
             first = (self._num_parts - 1 if self._num_parts else self._num_targets) * self._part_size
             self.found.images = sorted({first + row % self._part_size for row in rows})

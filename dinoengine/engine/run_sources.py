@@ -12,6 +12,7 @@ from typing import Any
 from dinoengine.config import CfgNode
 from dinoengine.data import ImageDataset
 from dinoengine.data.fingerprint import file_fingerprint
+from dinoengine.utils import comm
 
 logger = logging.getLogger(__name__)
 
@@ -22,17 +23,20 @@ class RunSources:
     """Facts of a run's sources, for its checkpoints."""
 
     def __init__(self, cfg: CfgNode, images: Any) -> None:
-        """
+        """A collective operation: the first process reads.
+
         Args:
             images: the training set, if the loader tells.
         """
         self._num_images = None if images is None else len(images)
-        self._images = images.fingerprint() if isinstance(images, ImageDataset) else None
-        self._sample_weights = (
-            file_fingerprint(cfg.DATALOADER.SAMPLE_WEIGHTS) if cfg.DATALOADER.SAMPLE_WEIGHTS else None
-        )
         self._weights_file: str = cfg.MODEL.WEIGHTS
-        self._weights = file_fingerprint(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+        self._images, self._sample_weights, self._weights = comm.on_main_process(  # the others need not read as well
+            lambda: (
+                images.fingerprint() if isinstance(images, ImageDataset) else None,
+                file_fingerprint(cfg.DATALOADER.SAMPLE_WEIGHTS) if cfg.DATALOADER.SAMPLE_WEIGHTS else None,
+                file_fingerprint(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None,
+            )
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {

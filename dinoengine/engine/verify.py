@@ -57,7 +57,7 @@ class RecordedLoader:
         first = self.batch_sampler.start_iter
         for iteration, batch in enumerate(self.loader, first):
             with open(self.path, "a", encoding="utf-8") as file:
-                row = {"iteration": iteration, "rank": comm.get_rank(), "samples": sample_hashes(batch)}
+                row = {"iteration": iteration, "rank": comm.get_rank(), "samples": sample_hashes(batch.to("cpu"))}
                 file.write(json.dumps(row) + "\n")
             yield batch
 

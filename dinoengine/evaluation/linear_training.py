@@ -173,10 +173,9 @@ def train_heads(
             losses = heads.step(batch.features, batch.labels, batch_size=batch_size, lr_factor=factor(iteration))
             done = iteration + 1
             num_timed = iteration - start_iter
+            # The first batch has waited until all features were computed, if they are kept.
             if num_timed == 0:
-                began = (
-                    time.perf_counter()
-                )  # the first batch has waited until all features were computed, if they are kept
+                began = time.perf_counter()
             seconds_left = (time.perf_counter() - began) / max(1, num_timed) * (num_iters - done)
             if seconds_left > 5:
                 lowest = losses.nan_to_num(nan=float("inf")).min().item()

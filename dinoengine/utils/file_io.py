@@ -46,8 +46,10 @@ def read_bytes(path: str) -> bytes:
         ValueError: for a protocol that no handler reads, or whose package is missing; says what to install.
         OSError: if it is not there or cannot be read.
     """
+    from dinoengine.utils.url_handlers import errors_of
+
     _require_handler(path)
-    with path_manager().open(path, "rb") as file:
+    with path_manager().open(path, "rb") as file, errors_of(path):
         content: bytes = file.read()
         return content
 

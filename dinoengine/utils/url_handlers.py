@@ -119,7 +119,7 @@ class FsspecHandler(_CachingHandler):
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         self._check_kwargs(kwargs)
         system, inner = file_system(path)
-        with _errors_of(path):
+        with errors_of(path):
             opened: IO[Any] = system.open(inner, mode)
         return opened
 
@@ -131,7 +131,7 @@ class FsspecHandler(_CachingHandler):
 
     def _fetch(self, path: str, file: IO[bytes]) -> None:
         # Not get_file(): of some file systems (s3) it takes a path only.
-        with _errors_of(path), self._open(path, "rb") as source:
+        with errors_of(path), self._open(path, "rb") as source:
             shutil.copyfileobj(source, file, _CHUNK_BYTES)
 
 
@@ -159,7 +159,7 @@ def _type_of(url: str) -> str | None:
     """ "file" or "directory"; None if there is no such thing. Not isfile(), to which a refused login is no file either."""
     system, inner = file_system(url)
     try:
-        with _errors_of(url):
+        with errors_of(url):
             return str(system.info(inner)["type"])
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -178,7 +178,7 @@ def files_below(url: str) -> list[str]:
         )
     system, inner = file_system(url)
     start = len(inner.rstrip("/")) + 1
-    with _errors_of(url):
+    with errors_of(url):
         return [path[start:] for path in system.find(inner)]
 
 
@@ -194,16 +194,19 @@ def urls_matching(pattern: str) -> list[str]:
             "shard-{000..099}.tar; a '*' that is part of the name is %2A."
         )
     system, inner = file_system(pattern)
-    with _errors_of(pattern):
+    with errors_of(pattern):
         return sorted(system.unstrip_protocol(path) for path in system.glob(inner))
 
 
 @contextlib.contextmanager
-def _errors_of(url: str) -> Iterator[None]:
-    """Libraries behind fsspec raise errors of their own, such as that there are no credentials: all become OSError."""
+def errors_of(url: str) -> Iterator[None]:
+    """Libraries behind fsspec raise errors of their own, such as that there are no credentials: all become OSError.
+
+    Want of memory and a package that is missing say nothing of the URL, and stay what they are.
+    """
     try:
         yield
-    except OSError:
+    except (OSError, MemoryError, ImportError):
         raise
     except Exception as error:
         raise OSError(f"{url} cannot be read: {error}") from error

@@ -16,18 +16,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def test_flags_may_come_between_overrides() -> None:
-    args = _parser().parse_intermixed_args(["SEED", "3", "--images", "2", "LOG.PERIOD=5", "--config-file", "c.yaml"])
+    args = _parser().parse_args(["SEED", "3", "--images", "2", "LOG.PERIOD=5", "--config-file", "c.yaml"])
     assert (args.config_file, args.opts, args.images) == ("c.yaml", ["SEED", "3", "LOG.PERIOD=5"], 2)
 
 
 def test_without_arguments_it_is_the_defaults() -> None:
-    args = _parser().parse_intermixed_args([])
+    args = _parser().parse_args([])
     assert (args.config_file, args.opts) == ("", [])
 
 
 def test_a_flag_cut_short_is_refused_rather_than_guessed() -> None:
     with pytest.raises(SystemExit):
-        _parser().parse_intermixed_args(["--image", "2"])
+        _parser().parse_args(["--image", "2"])
 
 
 def test_examples_keep_their_lines() -> None:

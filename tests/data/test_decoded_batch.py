@@ -113,6 +113,13 @@ def test_a_batch_of_several_sizes_is_what_each_image_gives_alone(monkeypatch: py
     assert torch.equal(_batch(samples).global_crops, together.global_crops)
 
 
+def test_a_loop_may_take_the_batch_within_autocast() -> None:
+    samples = [_sample(i, _image(i, size), "device") for i, size in enumerate(SIZES)]
+    expected = _batch(samples).global_crops
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(_batch(samples).global_crops, expected)
+
+
 def test_single_crops_keep_labels_indices_and_masks() -> None:
     def labelled(backend: str) -> ImageBatch:
         augmentation = SingleCrop(_cfg(backend))

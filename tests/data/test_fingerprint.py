@@ -94,6 +94,18 @@ def test_the_place_of_a_dataset_does_not_count(text: str, root: Path, tmp_path: 
     assert here == build_dataset(text.replace("{}", str(tmp_path / "moved"))).fingerprint()
 
 
+def test_how_images_in_shards_are_encoded_does_not_count(tmp_path: Path) -> None:
+    found = set()
+    for quality in (95, 30):
+        for name in ("1", "2"):
+            Image.effect_noise((32, 32), 50).save(tmp_path / f"{name}.jpg", quality=quality)
+        with tarfile.open(tmp_path / f"{quality}.tar", "w") as tar:
+            for name in ("1.jpg", "2.jpg"):
+                tar.add(tmp_path / name, name)
+        found.add(build_dataset(f"wds:{tmp_path}/{quality}.tar").fingerprint())
+    assert len(found) == 1
+
+
 def test_another_name_order_or_label_counts(root: Path) -> None:
     folder, listed = f"folder:{root}/train", f"list:{root}/l.csv"
     before = build_dataset(folder).fingerprint()

@@ -81,7 +81,10 @@ def test_crops_of_the_device_are_said_to_take_its_time() -> None:
     times.seconds[DEVICE_CROPS] = 0.0005
     assert [share for name, _, _, share in rows_of(times) if name == DEVICE_CROPS] == [""]
     text = _text(times, _situation(0))
-    assert "Their crops take the device 0.50 ms per image" in text
+    assert "Their crops take 0.50 ms per image on the CPU, where this was timed" in text
+    assert "Their crops take 0.50 ms per image on the GPU, beside its steps." in _text(
+        times._replace(device="cuda"), _situation(0)
+    )
     assert "Their crops" not in _text(_times(), _situation(0))
 
 
@@ -138,3 +141,15 @@ def test_what_the_stages_do_not_explain() -> None:
 
 def test_bad_images_are_mentioned() -> None:
     assert "3 of 64 images could not be loaded; tools/check_dataset.py" in _text(_times(num_bad=3), _situation(0))
+
+
+def test_who_has_crops_of_the_device_is_not_told_to_take_them() -> None:
+    times = _times()
+    times.seconds[TRANSFER] = 0.02
+    times.seconds[AUGMENT] = 10 * max(times.seconds.values())
+    few_cores = _situation(3000, num_processes=8)
+    assert "INPUT.AUGMENTATION_BACKEND device" in _text(times, few_cores)
+    assert "fewer or smaller crops, or a machine" in _text(times, few_cores)
+    times.seconds[DEVICE_CROPS] = 0.0005
+    assert "INPUT.AUGMENTATION_BACKEND device" not in _text(times, few_cores)
+    assert "smaller images (INPUT.REDUCED_DECODE for large JPEGs, or smaller files)" in _text(times, few_cores)

@@ -108,6 +108,26 @@ def test_an_error_of_the_next_batch_belongs_to_its_iteration(clock: _Clock) -> N
         batches.fetch(1)
 
 
+class _BadBatch:
+    """Arrives whole, and fails when its crops are made on the device."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Any:
+        raise RuntimeError("no memory for crops")
+
+    def record_stream(self, stream: Any) -> None: ...
+
+
+def test_an_error_of_making_crops_ahead_belongs_to_their_iteration(
+    clock: _Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = _ahead(_Loader(clock))
+    batches.fetch(0)
+    monkeypatch.setattr(batches.fetcher, "fetch", lambda iteration: _BadBatch())
+    batches.fetch_ahead(1)  # in the middle of step 0
+    with pytest.raises(RuntimeError, match="no memory for crops"):
+        batches.fetch(1)
+
+
 def test_closing_loses_no_batch(clock: _Clock) -> None:
     batches = _ahead(_Loader(clock))
     assert batches.fetch(4)[0].item() == 4

@@ -25,6 +25,14 @@ def test_a_probe_takes_nothing_from_the_images_of_the_run(tiny_cfg: CfgNode) -> 
     assert run_probe(tiny_cfg, 1, 1).images_per_second > 0
 
 
+def test_a_probe_has_one_process_whatever_the_run_was_scaled_for(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.merge_from_list(
+        ["SOLVER.REFERENCE_WORLD_SIZE", 4, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "auto"]
+    )
+    tiny_cfg.freeze()
+    assert run_probe(tiny_cfg, 4, 1).images_per_second > 0
+
+
 def test_a_comparison_says_by_how_much_it_is_off() -> None:
     text = str(Comparison("kept", "MiB", 110.0, 100.0))
     assert text == "kept: estimated 110.00 MiB, measured 100.00 (+10.0%)"

@@ -45,6 +45,12 @@ def test_a_recorded_loader_counts_from_where_the_run_starts(tiny_cfg: Any, tmp_p
     assert recorded_samples(str(tmp_path)) == {3: sample_hashes(fourth)}
 
 
+def test_decoded_images_are_recorded_by_the_crops_they_become(tiny_cfg: Any, tmp_path: Path) -> None:
+    tiny_cfg.INPUT.AUGMENTATION_BACKEND = "device"
+    batch = next(iter(RecordedLoader(build_train_loader(tiny_cfg), str(tmp_path))))
+    assert recorded_samples(str(tmp_path)) == {0: sample_hashes(batch.to("cpu"))}
+
+
 def test_parts_of_ranks_are_put_together_and_repeats_compared(tmp_path: Path) -> None:
     _write(tmp_path, 0, (0, ["a", "b"]), (1, ["e", "f"]))
     _write(tmp_path, 1, (0, ["c", "d"]), (1, ["g", "h"]), (2, ["k", "l"]))  # rank 0 was killed before it wrote

@@ -101,10 +101,12 @@ def test_k_beyond_the_bank_is_refused(k: int) -> None:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(2)
+    torch.set_float32_matmul_precision("high")
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(before[0])
+    torch.set_float32_matmul_precision(before[1])
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -122,11 +124,12 @@ def test_torch_has_its_threads_again_after_the_search_whole_or_not(two_threads: 
     search = NeighbourSearch(_rows(0, 100, 4), 3, memory_mib=1)
     parts = search.search(_rows(1, 3000, 4))
     next(parts)
+    assert torch.get_float32_matmul_precision() == "highest"
     parts.close()  # type: ignore[attr-defined]
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 2
     assert torch.get_num_threads() == 2
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "high"
     assert len(torch.cat([part.indices for part in search.search(_rows(1, 3000, 4))])) == 3000
 
 

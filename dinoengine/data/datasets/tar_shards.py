@@ -75,8 +75,8 @@ class TarImages(ImageDataset):
         return self.read_bytes(data, self.describe(index))
 
     def fingerprint(self) -> str:
-        names = self._names.data, self._names.ends
-        return fingerprint(*names, self._shard_of, self._places, self.told, *(self.class_names or ()))
+        labels = self.labels() if self.has_labels else None
+        return fingerprint(self._names.data, self._names.ends, labels, *(self.class_names or ()))
 
     @property
     def index_files(self) -> list[str]:
