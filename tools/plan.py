@@ -43,12 +43,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     with exit_on_user_error():
+        for flag in ("dataset_size", "images_per_second", "probe", "gpu_memory"):
+            if not 0 <= getattr(args, flag) < float("inf"):
+                raise ValueError(
+                    f"--{flag.replace('_', '-')} must be above 0 (or left out), got {getattr(args, flag)}."
+                )
         cfg = read_cfg(args.config_file, args.opts)
         plan = make_plan(cfg, args.num_gpus, args.dataset_size)
         speed = args.images_per_second
         if args.probe:
             from dinoengine.engine.probe import run_probe  # torch's counters take a second to import
 
+            share = cfg.SOLVER.IMS_PER_BATCH // args.num_gpus
+            print(
+                f"Probing {args.probe} + 2 steps of {share} made-up images here (DATASETS.TRAIN is not read); with a large "
+                "model on a CPU this takes minutes.",
+                flush=True,
+            )
             probe = run_probe(cfg, args.num_gpus, args.probe)
             speed = speed or probe.images_per_second
             print(f"probe ({probe.setting}): {probe.images_per_second:.2f} images/s")

@@ -66,6 +66,7 @@ def remove_twin(path: str) -> None:
         if twin != path and is_checkpoint(twin):
             try:
                 remove_checkpoint(twin)
+                logger.info("Removed %s, which was older than %s.", twin, os.path.basename(path))
             except OSError as error:
                 logger.warning(
                     "%s is older than %s and could not be removed: %s. Remove it.", twin, path, error.strerror

@@ -99,7 +99,7 @@ def problems(cfg: CfgNode) -> Iterator[str]:
     if len(set(cfg.TEST.EVALUATORS)) < len(cfg.TEST.EVALUATORS):
         yield f"TEST.EVALUATORS {cfg.TEST.EVALUATORS} names an evaluator twice; name each once."
     if cfg.TEST.EVAL_PERIOD > 0 and not cfg.DATASETS.TEST:
-        yield "TEST.EVAL_PERIOD > 0 needs a dataset in DATASETS.TEST."
+        yield "TEST.EVAL_PERIOD > 0 needs a dataset in DATASETS.TEST; without one set TEST.EVAL_PERIOD 0."
     if cfg.TEST.EVAL_AT_START and not cfg.DATASETS.TEST:
         yield "TEST.EVAL_AT_START needs a dataset in DATASETS.TEST."
     if cfg.TEST.EXPECTED_RESULTS and not cfg.DATASETS.TEST:

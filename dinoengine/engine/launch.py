@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -74,10 +75,11 @@ def launch(
         if num_machines > 1:
             raise ValueError("Several machines need --dist-url tcp://<address of the first machine>:<free port>.")
         dist_url = f"tcp://127.0.0.1:{free_port()}"
-    rank_args = (num_processes_per_machine, world_size, machine_rank, dist_url, device, timeout, main_func, args)
+    start_method = multiprocessing.get_start_method()
+    of_all = (num_processes_per_machine, world_size, machine_rank, dist_url, device, timeout, start_method)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # says that it ends the other processes
     try:
-        _spawn_and_wait(num_processes_per_machine, rank_args)
+        _spawn_and_wait(num_processes_per_machine, (*of_all, main_func, args))
     except mp.ProcessExitedException as error:
         if error.signal_name:
             hint = "; the machine may be out of memory" if error.signal_name == "SIGKILL" else ""
@@ -114,9 +116,12 @@ def _spawned(
     dist_url: str,
     device: str,
     timeout: timedelta,
+    start_method: str,
     main_func: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
+    # A spawned process would spawn its own, too: each worker of a loader would import torch anew, for every evaluation.
+    multiprocessing.set_start_method(start_method, force=True)
     if hasattr(os, "setsid"):
         os.setsid()  # a Ctrl-C of the terminal goes to the launching process alone, which passes it on: once, not twice
     rank = machine_rank * local_size + local_rank

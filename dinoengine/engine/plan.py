@@ -258,6 +258,10 @@ def _warnings(cfg: CfgNode, num_images: int | None) -> list[str]:
     return warnings
 
 
+def _in_g_or_m(flops: float) -> str:
+    return f"{flops / 1e9:,.1f} G" if flops >= 1e9 else f"{flops / 1e6:,.1f} M"
+
+
 def render(plan: Plan, *, images_per_second: float = 0.0, gpu_memory_gib: float = 0.0) -> str:
     """The plan as text.
 
@@ -267,12 +271,12 @@ def render(plan: Plan, *, images_per_second: float = 0.0, gpu_memory_gib: float 
     """
     counts = plan.parameters
     images = plan.batch // plan.num_processes
-    again = [("computed again", f"{plan.recomputed_flops / 1e9:,.1f} G per image (activation checkpointing)")]
+    again = [("computed again", f"{_in_g_or_m(plan.recomputed_flops)} per image (activation checkpointing)")]
     again = again if plan.recomputed_flops else []
     rows: list[Sequence[str]] = [
         ("parameters", f"{counts.trained:,} trained ({_list(counts.parts)}); teacher {counts.teacher:,}"),
         ("batch", f"{plan.batch:,} images on {plan.num_processes} GPU(s): {images} each, {plan.work.images} at a time"),
-        ("FLOPs per image", f"{plan.flops_per_image / 1e9:,.1f} G (teacher, student forward and backward, attention)"),
+        ("FLOPs per image", f"{_in_g_or_m(plan.flops_per_image)} (teacher, student forward and backward, attention)"),
         *again,
         ("images seen", f"{plan.images_seen:,} in {plan.num_iters:,} iterations{_passes(plan)}"),
         ("checkpoints", f"{plan.checkpoint_bytes / _GIB:,.2f} GiB each, {plan.num_checkpoints} at most: "

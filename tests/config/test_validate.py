@@ -384,7 +384,7 @@ def test_training_needs_data_and_evaluation_alone_does_not() -> None:
 
 def test_evaluation_needs_a_dataset() -> None:
     (problem,) = _problems("TEST.EVAL_PERIOD", 5)
-    assert "TEST.EVAL_PERIOD > 0 needs a dataset in DATASETS.TEST" in problem
+    assert "TEST.EVAL_PERIOD > 0 needs a dataset in DATASETS.TEST; without one set TEST.EVAL_PERIOD 0" in problem
     (problem,) = _problems("TEST.EXPECTED_RESULTS", (("knn", "top1_k20", 90.0, 1.0),))
     assert "TEST.EXPECTED_RESULTS needs" in problem
     assert _problems("TEST.EVAL_PERIOD", 5, "DATASETS.TEST", "digits") == []

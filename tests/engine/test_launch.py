@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def _add(a: int, b: int) -> int:
 
 
 def _note_and_exit(folder: str) -> None:
-    Path(folder, f"{comm.get_rank()}-{comm.get_local_rank()}-{comm.get_local_size()}-{comm.get_world_size()}").touch()
+    place = [comm.get_rank(), comm.get_local_rank(), comm.get_local_size(), comm.get_world_size()]
+    Path(folder, "-".join(map(str, place))).write_text(multiprocessing.get_start_method())
     comm.synchronize()
     raise SystemExit(3)
 
@@ -38,6 +40,8 @@ def test_spawned_processes_know_their_place_and_their_exit_code_is_ours(tmp_path
         launch(_note_and_exit, 2, args=(str(tmp_path),), device="cpu")
     assert done.value.code == 3
     assert sorted(os.listdir(tmp_path)) == ["0-0-2-2", "1-1-2-2"]
+    # Workers of loaders start as in a process that nobody spawned.
+    assert {path.read_text() for path in tmp_path.iterdir()} == {multiprocessing.get_start_method()}
 
 
 def test_several_machines_need_an_address() -> None:

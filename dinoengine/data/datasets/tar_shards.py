@@ -51,7 +51,7 @@ class TarImages(ImageDataset):
         """
         self.shards = shards
         if missing := [shard for shard in shards if not os.path.isfile(shard)]:
-            listed = "\n".join(f"  {printable(shard)}" for shard in missing[:5])
+            listed = "\n".join(f"  {printable(shard)}{_why_missing(shard)}" for shard in missing[:5])
             raise FileNotFoundError(f"{len(missing)} of {len(shards)} shards are missing. The first of them:\n{listed}")
         arrays, self._index_file = _index(shards)
         self._names = PathTable(arrays["names"], arrays["ends"])
@@ -132,6 +132,12 @@ class ImageNet22k(TarImages):
 
     def labels(self) -> np.ndarray:
         return self._shard_of
+
+
+def _why_missing(shard: str) -> str:
+    if os.path.isdir(shard):
+        return " (a folder; the shards in it are wds:.../*.tar)"
+    return " (no file matches)" if glob.has_magic(shard) else ""
 
 
 def _matching(pattern: str) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable
 
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -23,5 +26,6 @@ def compile_modules(modules: Iterable[nn.Module]) -> None:
             f"MODEL.COMPILE needs a C++ compiler, and none of {', '.join(candidates)} was found. Install one (on Debian or "
             "Ubuntu: apt install g++), set CXX to its path, or set MODEL.COMPILE False."
         )
+    logger.info("MODEL.COMPILE: the first iteration compiles the blocks, which may take minutes without a sign.")
     for module in modules:
         module.compile()
