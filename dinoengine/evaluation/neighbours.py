@@ -27,9 +27,9 @@ from torch.nn import functional as F
 # Blocks are filled up with zeros to a multiple of this. A matrix product of a few left-over rows or columns takes other
 # kernels, which round differently: equal rows would have unequal similarities, and blocks would change results.
 _ROWS_STEP = 64
-_MAX_QUERY_ROWS = 2048
+_MAX_QUERY_ROWS = 1024
 # Bank rows in one matrix product: large enough for its speed, small enough that the result is still in the cache.
-_TILE_ROWS = 1024
+_TILE_ROWS = 3072
 _GROUP = 32
 DEFAULT_MEMORY_MIB = 512
 _LOWEST_KEY = torch.iinfo(torch.int64).min
