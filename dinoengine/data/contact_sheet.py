@@ -54,8 +54,8 @@ def contact_sheet(
     lines = [part for note in notes for part in textwrap.wrap(note, int((width - 2 * _MARGIN) / (_LETTER * _TEXT_PX)))]
     top = _MARGIN + round(_LINE * (_TITLE_PX + len(lines) * _TEXT_PX)) + _GAP
     head = round(_LINE * _TEXT_PX) if columns else 0
-    row_height = edge + round(_LINE * _CAPTION_PX) + _GAP
-    sheet = Image.new("RGB", (width, top + head + len(rows) * row_height + _MARGIN), _BACKGROUND)
+    heights = [_row_height(row, edge) for row in rows]
+    sheet = Image.new("RGB", (width, top + head + sum(heights) + _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN), title, fill=_TEXT, font=_font(_TITLE_PX))
     for i, line in enumerate(lines):
@@ -65,7 +65,7 @@ def contact_sheet(
     for i, name in enumerate(columns):
         draw.text((left + i * (edge + _GAP), top), name, fill=_TEXT, font=_font(_TEXT_PX))
     for number, row in enumerate(rows):
-        y = top + head + number * row_height
+        y = top + head + sum(heights[:number])
         _draw_label(draw, row, y)
         for i, tile in enumerate(row.tiles):
             x = left + i * (edge + _GAP)
@@ -76,11 +76,21 @@ def contact_sheet(
     return sheet
 
 
-def _draw_label(draw: Any, row: Row, y: int) -> None:
+def _row_height(row: Row, edge: int) -> int:
+    """In pixels, with the gap below; a row without pictures is as high as what is said of it."""
+    label = round(_LINE * (_TEXT_PX + len(_label_lines(row)) * _CAPTION_PX))
+    tiles = edge + round(_LINE * _CAPTION_PX) if row.tiles else 0
+    return max(label, tiles) + _GAP
+
+
+def _label_lines(row: Row) -> list[str]:
     letters = int((_LABEL_WIDTH - _GAP) / (_LETTER * _CAPTION_PX))
+    return [part for line in row.lines for part in textwrap.wrap(line, letters)]
+
+
+def _draw_label(draw: Any, row: Row, y: int) -> None:
     draw.text((_MARGIN, y), row.title, fill=_TEXT, font=_font(_TEXT_PX))
-    parts = [part for line in row.lines for part in textwrap.wrap(line, letters)]
-    text = "\n".join(parts)
+    text = "\n".join(_label_lines(row))
     draw.multiline_text((_MARGIN, y + round(_LINE * _TEXT_PX)), text, fill=_FAINT, font=_font(_CAPTION_PX))
 
 

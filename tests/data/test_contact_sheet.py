@@ -29,7 +29,10 @@ def test_rows_follow_each_other_and_may_be_empty() -> None:
     sheet = contact_sheet(
         "T", [], [Row("a", [], [_tile(RED)]), Row("off", ["why"], []), Row("b", [], [_tile(BLUE)])], edge=40
     )
-    assert _places(sheet, BLUE)[:, 0].min() - _places(sheet, RED)[:, 0].max() > 40
+    between = _places(sheet, BLUE)[:, 0].min() - _places(sheet, RED)[:, 0].max()
+    assert 40 < between < 100
+    told = contact_sheet("T", [], [Row("off", ["why " * 99], []), Row("b", [], [_tile(BLUE)])], edge=40)
+    assert _places(told, BLUE)[:, 0].min() > 200, "a row without pictures has room for its words"
 
 
 def test_long_notes_are_broken_and_move_the_tiles_down() -> None:
