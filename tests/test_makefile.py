@@ -17,7 +17,7 @@ import pytest
 
 import dinoengine
 from dinoengine.config import get_cfg, validate
-from dinoengine.engine import default_argument_parser, load_config, setup
+from dinoengine.engine import config_loading, default_argument_parser, load_config
 from tests.test_packaging import ROOT, _setup_arguments
 
 # Notes its arguments in calls.log; "makes" a venv of copies of itself; fails where FAIL matches the call.
@@ -196,7 +196,7 @@ def test_every_dependency_is_for_something() -> None:
 def test_the_tests_import_only_what_the_test_extra_installs() -> None:
     extras = ast.literal_eval(_setup_arguments()["extras_require"])["test"]
     installed = ast.literal_eval(_setup_arguments()["install_requires"]) + extras
-    names = {re.split(r"[ ;<>=]", line)[0].lower() for line in installed}
+    names = {re.split(r"[ ;<>=\[]", line)[0].lower() for line in installed}
     package_of = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     imported = set()
     for path in (ROOT / "tests").rglob("*.py"):
@@ -233,7 +233,9 @@ def test_documented_commands_are_accepted(command: str, monkeypatch: pytest.Monk
     """Flags, config files, keys and values as the reader would paste them."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)  # recipes are for machines with eight
-    monkeypatch.setattr(setup, "fit_config_to_weights", lambda cfg, **run: None)  # the reader's file, not there
+    monkeypatch.setattr(
+        config_loading, "fit_config_to_weights", lambda cfg, **run: None
+    )  # the reader's file, not there
     args = default_argument_parser().parse_args(shlex.split(command)[1:])
     if args.config_file.startswith("output/"):  # that of a run
         cfg = get_cfg()
