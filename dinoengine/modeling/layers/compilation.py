@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-logger = logging.getLogger(__name__)
+from dinoengine.utils.logger import log_first_n
 
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -26,6 +26,11 @@ def compile_modules(modules: Iterable[nn.Module]) -> None:
             f"MODEL.COMPILE needs a C++ compiler, and none of {', '.join(candidates)} was found. Install one (on Debian or "
             "Ubuntu: apt install g++), set CXX to its path, or set MODEL.COMPILE False."
         )
-    logger.info("MODEL.COMPILE: the first iteration compiles the blocks, which may take minutes without a sign.")
+    # Once, though student and teacher are compiled both.
+    log_first_n(
+        logging.INFO,
+        "MODEL.COMPILE: the first iteration compiles the blocks, which may take minutes without a sign.",
+        name=__name__,
+    )
     for module in modules:
         module.compile()
