@@ -11,6 +11,7 @@ from typing import Any
 from dinoengine.evaluation.comparison import read_record, render
 from dinoengine.evaluation.linear import HEADS_FILE
 from dinoengine.utils.console import run_tool
+from dinoengine.utils.printable import printable
 
 _DESCRIPTION = """
 Show the records that evaluations leave in OUTPUT_DIR/eval. Those with the same dataset, number of images, protocol and
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             records[path] = read_record(path)
         except (ValueError, OSError) as error:
             num_failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
     if records:
         print(render(records))
     return 2 if num_failed else 0

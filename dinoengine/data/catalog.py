@@ -112,10 +112,11 @@ def build_dataset(text: str) -> ImageDataset:
 
 
 # Errors of a dataset that another string would not meet.
-_OF_THE_STRING = (FileNotFoundError, NotADirectoryError, ValueError)
+_OF_THE_STRING = (FileNotFoundError, NotADirectoryError, PermissionError, ValueError)
 
 
 def _make(text: str) -> ImageDataset:
+    text = text.lstrip()  # as lists on a command line leave it: "a, b" is 'a' and ' b'
     if text in DatasetCatalog:
         return DatasetCatalog.get(text)
     name = parse(text).name

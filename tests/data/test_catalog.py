@@ -322,6 +322,21 @@ def test_an_error_names_the_string_that_was_given_and_a_key_that_may_be_misspelt
         build_dataset(text)
 
 
+def test_a_list_that_may_not_be_read_names_the_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a.png\n")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "a.txt")
+
+    monkeypatch.setattr("dinoengine.data.datasets.file_list.open_text", refuse)  # root may read any file
+    with pytest.raises(PermissionError, match=rf"^Dataset 'list:{tmp_path}/a\.txt': .*Permission denied"):
+        build_dataset(f"list:{tmp_path}/a.txt")
+
+
+def test_a_space_before_a_name_is_none_of_it() -> None:
+    assert len(build_dataset(" synthetic:num_images=3")) == 3
+
+
 def test_a_path_with_an_equal_sign_is_one_as_long_as_it_is_there(tmp_path: Path) -> None:
     (tmp_path / "a:splitt=train").mkdir()
     Image.new("L", (1, 1)).save(tmp_path / "a:splitt=train" / "1.png")

@@ -107,3 +107,5 @@ def test_the_command_shows_what_it_can_and_names_the_rest(tmp_path: Path, capsys
     shown = capsys.readouterr()
     assert "Group 1 of 1" in shown.out
     assert [name in shown.err for name in ("bad.json is no JSON", "gone.json", "good.json")] == [True, True, False]
+    assert compare_results.main([str(tmp_path / "a\x1b[2J.json")]) == 2
+    assert "\x1b" not in capsys.readouterr().err

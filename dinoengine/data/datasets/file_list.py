@@ -175,9 +175,12 @@ def _paths_and_labels(file: str, table: _Table, path: str, label: str) -> tuple[
     label = label or (_LABEL if _LABEL in names else "")
     for key, name in (("path", path), ("label", label)):
         if name and name not in names:
+            remedy = f"Name another with {key}=."
+            if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
+                remedy = f"Columns are parted by commas, and these seem to be by {other!r}: save the table with commas."
             raise ValueError(
                 f"{file} has no column {name!r}{suggest(name, names)}; its columns are {', '.join(names) or 'none'}. "
-                f"Name another with {key}=."
+                f"{remedy}"
             )
         if names.count(name) > 1:
             raise ValueError(

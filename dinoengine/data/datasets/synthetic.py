@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,9 @@ class Synthetic(ImageDataset):
             ValueError: for a number of images, classes or pixels that cannot be.
         """
         most = len(SHAPES) * len(TEXTURES)
-        if num_images < 1 or size < 4 or not 1 <= num_classes <= most:
+        if not 1 <= num_images <= sys.maxsize or size < 4 or not 1 <= num_classes <= most:
             raise ValueError(
-                f"synthetic needs num_images >= 1, size >= 4 and 1 <= num_classes <= {most}; "
+                f"synthetic needs 1 <= num_images <= {sys.maxsize}, size >= 4 and 1 <= num_classes <= {most}; "
                 f"got num_images={num_images}, size={size}, num_classes={num_classes}."
             )
         self.num_images, self.num_classes, self.size, self.seed = num_images, num_classes, size, seed

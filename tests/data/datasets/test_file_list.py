@@ -92,6 +92,7 @@ def test_missing_files_are_counted_and_five_are_named(tmp_path: Path) -> None:
             "paths,label\na,b\n",
             r"no column 'path' \(did you mean 'paths'\?\); its columns are paths, label.*path=",
         ),
+        ("f.csv", "path;label\na.png;1\n", r"columns are path;label\. Columns are parted by commas.*by ';': save"),
         ("f.csv", "path,label\na.png\n", r"line 2: 1 values, and there are 2 columns: path, label.*quotes"),
         ("f.csv", "path,label\na.png,\n", r"column 'label' is empty in 1 row\(s\), the first of them 1"),
         ("f.json", "[]", r"ends with \.txt, \.csv, \.parquet; got"),

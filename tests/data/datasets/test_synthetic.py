@@ -71,7 +71,15 @@ def test_the_shape_of_the_class_is_in_the_image():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"num_images": 0}, {"num_classes": 0}, {"num_classes": 16}, {"size": 3}, {"num_images": -1}]
+    "arguments",
+    [
+        {"num_images": 0},
+        {"num_images": -1},
+        {"num_images": 10**20},
+        {"num_classes": 0},
+        {"num_classes": 16},
+        {"size": 3},
+    ],
 )
 def test_impossible_parameters_are_refused(arguments: dict[str, int]):
     name, value = next(iter(arguments.items()))
