@@ -46,10 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     records: dict[str, Any] = {}
     num_failed = 0
     for path in args.files:
-        if os.path.basename(path).startswith(
-            HEADS_FILE
-        ):  # beside the records; what the examples' eval/*.json finds, too
-            continue
+        if os.path.basename(path).startswith(HEADS_FILE):
+            continue  # lies beside the records, so eval/*.json finds it as well
         try:
             records[path] = read_record(path)
         except (ValueError, OSError) as error:

@@ -150,10 +150,8 @@ class MultiCrop:
     def reduction(self, size: tuple[int, int], rng: np.random.Generator) -> int:
         """By what an image of ``size`` may be reduced before it comes here with the same ``rng``: 1, 2, 4 or 8."""
         largest = max(self.global_views[0].size[0], self.global_views[0].size[1])
-        if (
-            not self.reduced_decode or min(size) < 2 * largest
-        ):  # most images are not large enough: draw nothing for them
-            return 1
+        if not self.reduced_decode or min(size) < 2 * largest:
+            return 1  # most images are not large enough: draw nothing for them
         return largest_factor(self.recipes(size, rng))
 
     def recipes(self, size: tuple[int, int], rng: np.random.Generator) -> list[CropRecipe]:

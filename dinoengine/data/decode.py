@@ -249,5 +249,5 @@ def _orientation(image: Any) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except (
         Exception
-    ):  # a damaged EXIF block, of which Pillow raises almost anything, leaves the pixels as good as they are
+    ):  # Pillow raises almost anything of a damaged EXIF block, which leaves the pixels as good as they are
         return 1

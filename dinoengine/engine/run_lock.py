@@ -216,9 +216,8 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._ended.wait(self.heartbeat_seconds):
-            with contextlib.suppress(
-                OSError
-            ):  # the folder may be away for a while; the run has its own errors for that
+            # The folder may be away for a while; the run has its own errors for that.
+            with contextlib.suppress(OSError):
                 os.utime(self._descriptor)
 
 
