@@ -26,7 +26,7 @@ from damage import damaged_checkpoints, damaged_images
 from torch import Tensor, nn
 
 from dinoengine.checkpoint import Checkpointer
-from dinoengine.checkpoint.resuming import FINAL, POINTER, checkpoint_name, endings_of
+from dinoengine.checkpoint.resuming import POINTER, checkpoint_name, endings_of, final_checkpoint
 from dinoengine.checkpoint.sharded import is_checkpoint
 from dinoengine.engine import SimpleTrainer, default_writers, hooks, run_command
 from dinoengine.engine.launch import free_port
@@ -161,11 +161,6 @@ def _is_writing(output_dir: str) -> bool:
     return bool(glob.glob(os.path.join(output_dir, ".*.tmp"))) or len(shards) > len(whole)
 
 
-def _final(output_dir: str) -> str:
-    """The last checkpoint of a finished run; empty if it is not finished."""
-    return next(filter(is_checkpoint, endings_of(os.path.join(output_dir, FINAL))), "")
-
-
 def kills(
     folder: str, count: int, world_size: int, number: signal.Signals, rng: random.Random, parallel: str
 ) -> dict[str, int]:
@@ -191,7 +186,7 @@ def kills(
         found["kills"] += 1
         found["while_writing"] += _is_writing(out)
         found["before_first_checkpoint"] += not os.path.exists(os.path.join(out, POINTER))
-        found["after_the_end"] += bool(_final(out))
+        found["after_the_end"] += bool(final_checkpoint(out))
         outcome = "equal" if all(code in ends_well for code in codes) else f"ended with {codes}"
         if outcome == "equal":
             outcome = _resumed(Run(out, world_size, "--resume", *words), whole, out)
@@ -208,7 +203,7 @@ def _resumed(run: Run, whole: str, out: str) -> str:
     codes = run.end()
     if any(code != 0 for code in codes):
         return f"the resumed run ended with {codes}, see {run.log}:\n{run.last_lines()}"
-    different = compare_checkpoints(_final(whole), _final(out)).different
+    different = compare_checkpoints(final_checkpoint(whole), final_checkpoint(out)).different
     return f"NOT EQUAL in {different[:5]}, see {out}" if different else "equal"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 # Threads that wait must sleep, not spin: see tools/train_net.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from dinoengine.checkpoint.resuming import FINAL
+from dinoengine.checkpoint.resuming import final_checkpoint
 from dinoengine.config import read_cfg
 from dinoengine.config.arguments import config_parser
 from dinoengine.engine import exit_on_user_error
@@ -44,7 +44,13 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE. Examples:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = config_parser(_DESCRIPTION, _EPILOG)
-    parser.add_argument("--iterations", type=int, default=10, metavar="N", help="before the checkpoint (default: 10)")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        default=10,
+        metavar="N",
+        help="before the checkpoint (default: 10); it sets SOLVER.MAX_ITER, to 2N",
+    )
     parser.add_argument("--num-gpus", type=int, metavar="W", help="processes, as in train_net.py (default: one)")
     parser.add_argument("--resume-num-gpus", type=int, metavar="W", help="those of the resumed run (default: the same)")
     parser.add_argument("--resume-workers", type=int, metavar="N", help="its DATALOADER.NUM_WORKERS (default: same)")
@@ -85,7 +91,7 @@ def verify(args: argparse.Namespace, folder: str) -> int:
     _train(args, killed, resume_num_gpus, ("--resume",), workers)
 
     has_same_samples = _compare_samples(whole, killed, num)
-    state = compare_checkpoints(*(os.path.join(run, f"{FINAL}.pth") for run in (whole, killed)))
+    state = compare_checkpoints(final_checkpoint(whole), final_checkpoint(killed))
     is_same = has_same_samples
     if not state.different:
         print(f"state     bitwise equal: {state.num_entries} entries of model, optimizer, hooks and history")

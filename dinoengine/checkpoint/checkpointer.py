@@ -280,7 +280,8 @@ class Checkpointer:
         self._writer.finish()
         if not os.path.isdir(self.save_dir):
             return
-        if removed := remove_stale_temporaries(self.save_dir) + remove_unfinished(self.save_dir):
+        unfinished = remove_unfinished(self.save_dir, pointed_name(self.save_dir))
+        if removed := remove_stale_temporaries(self.save_dir) + unfinished:
             logger.info("Removed what a killed process left in %s: %s.", self.save_dir, short_list(removed))
 
     def _resume(self, pointed: str, names: list[str], reason: str) -> int:
@@ -292,6 +293,12 @@ class Checkpointer:
                 "MODEL.WEIGHTS without --resume."
             )
         start = int(found.data["iteration"]) + 1
+        if iteration_of(found.name) not in (None, start - 1):
+            logger.warning(
+                "%s is of iteration %d: it was renamed, or another was copied over it. The run goes on from there.",
+                path,
+                start - 1,
+            )
         if found.name == pointed:
             logger.info("Resuming from %s (--resume, and it is the last checkpoint of this run%s).", path, reason)
         else:

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,10 @@ def read_file(path: str) -> dict[str, Any]:
             f"{path} is an exported graph, which has no entries by name. Give the weights it was exported from."
         )
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # torch's on pickles that are none of its own; what becomes of them is said here
             data = torch.load(local, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnreadableCheckpointError(
@@ -94,7 +98,9 @@ def read_file(path: str) -> dict[str, Any]:
 def _check_digest(data: dict[str, Any], path: str) -> None:
     """Take the digest out of ``data``. Values that changed on disk are still a valid file: nothing else would notice."""
     if not isinstance(data.get(DIGEST), str):
-        log_first_n(logging.INFO, f"{path} carries no digest (older, or not of a run): changed values go unnoticed.")
+        # A run writes one into each of its own.
+        level = logging.WARNING if "trainer" in data else logging.INFO
+        log_first_n(level, f"{path} carries no digest (older, or not of a run): changed values go unnoticed.")
         return
     expected = data.pop(DIGEST)
     try:

@@ -29,6 +29,7 @@ POINTER = "last_checkpoint"
 FINAL = "model_final"
 BEST = "model_best"
 _LONGEST_NAME = 60
+_CHECKPOINT = re.compile(r"model_.+\.(?:pth|dcp)")
 _PERIODIC = re.compile(r"model_(\d{7,})\.(?:pth|dcp)")
 
 
@@ -55,6 +56,11 @@ def checkpoint_name(iteration: int) -> str:
 def endings_of(name: str) -> list[str]:
     """What a checkpoint may be called on disk: ``name`` as a file and as a folder of shards."""
     return [name + ".pth", name + SUFFIX]
+
+
+def final_checkpoint(output_dir: str) -> str:
+    """Path of the last checkpoint of a finished run, a file or a folder of shares; empty if it is not finished."""
+    return next(filter(is_checkpoint, endings_of(os.path.join(output_dir, FINAL))), "")
 
 
 def remove_twin(path: str) -> None:
@@ -93,13 +99,18 @@ def _is_complete(path: str) -> bool:
     return not path.endswith(SUFFIX) or is_sharded_checkpoint(path)
 
 
-def pointed_name(save_dir: str) -> str:
-    """What ``last_checkpoint`` names, or an empty string."""
+def pointer_text(save_dir: str) -> str:
+    """What stands in ``last_checkpoint``, whatever it is; empty where there is none."""
     path = os.path.join(save_dir, POINTER)
     if not os.path.isfile(path):
         return ""
     with open(path, encoding="utf-8", errors="replace") as file:
-        return os.path.basename(file.read().strip())
+        return file.read().strip()
+
+
+def pointed_name(save_dir: str) -> str:
+    """What ``last_checkpoint`` names, or an empty string: a name in ``save_dir``, also where a path was written into it."""
+    return os.path.basename(pointer_text(save_dir))
 
 
 def last_good_name(save_dir: str) -> str:
@@ -109,10 +120,14 @@ def last_good_name(save_dir: str) -> str:
 
 
 def set_aside(save_dir: str, damaged: list[str]) -> None:
-    """Rename damaged files to ``damaged_*``, so that neither retention nor a later resume counts on them."""
+    """Rename damaged checkpoints to ``damaged_*``, so that neither retention nor a later resume counts on them.
+
+    A damaged pointer may name any file of the folder; what has not the name of a checkpoint stays, as does what is gone.
+    """
     for name in damaged:
-        aside = f"damaged_{name.removeprefix('model_')}"
-        rename_checkpoint(os.path.join(save_dir, name), os.path.join(save_dir, aside))
+        path = os.path.join(save_dir, name)
+        if _CHECKPOINT.fullmatch(name) and os.path.exists(path):
+            rename_checkpoint(path, os.path.join(save_dir, f"damaged_{name.removeprefix('model_')}"))
 
 
 def shown(name: str) -> str:
@@ -157,6 +172,8 @@ def read_newest_readable(save_dir: str, names: list[str], mesh: DeviceMesh | Non
             data = read_shares(os.path.join(save_dir, name), mesh)
         except FileNotFoundError:
             problem = f"{shown(name)} is not there."
+            if (text := pointer_text(save_dir)) != name == os.path.basename(text):
+                problem = f"{POINTER} holds {shown(text)}, which is no name of a checkpoint."
         except CheckpointError as error:
             problem = str(error)
             damaged.append(name)

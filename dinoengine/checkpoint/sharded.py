@@ -1,7 +1,7 @@
 """Checkpoints of sharded models: a folder to which every process writes its own share.
 
     model_0000999.dcp/
-        manifest.json              names the folder of shares, with size and SHA-256 of each file in it
+        manifest.json              names the folder of shares, with size and SHA-256 of each file in it; has its own
         shards_1a2b3c4d/
             *.safetensors          the sharded tensors, written by torch.distributed.checkpoint
             rest.pth               all else, with places for those tensors: an ordinary checkpoint file with its digest
@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 SUFFIX = ".dcp"
 MANIFEST = "manifest.json"
+_VERSION = 2  # version 1 had no digest of its own
+_SHARDS = re.compile(r"shards_[0-9a-f]{8}")
 _REST = "rest.pth"
 _PLACE = "<sharded tensor>"
 _CHUNK = 2**24
@@ -96,8 +99,7 @@ def write_sharded(path: str, data: dict[str, Any]) -> None:
         files = {name: entry for part in parts for name, entry in part.items()}
         comm.on_main_process(lambda: _commit(path, shards, files, rest))
     except BaseException:
-        is_written = is_sharded_checkpoint(path) and _manifest(path)["shards"] == shards
-        if comm.is_main_process() and not is_written:
+        if comm.is_main_process() and not _names(path, shards):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -107,7 +109,8 @@ def _commit(path: str, shards: str, files: dict[str, Any], rest: dict[str, Any])
     write_file(os.path.join(folder, _REST), {"content": rest})
     files = {**files, _REST: _flushed(os.path.join(folder, _REST))}
     sync_folder(folder)
-    write_json(os.path.join(path, MANIFEST), {"version": 1, "shards": shards, "files": files})
+    manifest = {"version": _VERSION, "shards": shards, "files": files}
+    write_json(os.path.join(path, MANIFEST), {**manifest, "digest": _digest_of(manifest)})
     sync_folder(os.path.dirname(os.path.abspath(path)))
     _remove_others(path, shards)
 
@@ -120,9 +123,11 @@ def read_sharded(path: str, mesh: DeviceMesh | None = None) -> dict[str, Any]:
             a collective operation. None: whole tensors on the CPU.
 
     Raises:
-        UnreadableCheckpointError: if it is damaged or was not written to its end; with ``mesh`` on all processes.
+        FileNotFoundError: if there is no such folder.
+        UnreadableCheckpointError: if it is damaged or was not written to its end.
+        Both with ``mesh`` on all processes.
     """
-    problem = ""
+    problem, is_gone = "", not os.path.isdir(path)
     try:
         manifest = _manifest(path)
         folder = os.path.join(path, manifest["shards"])
@@ -131,8 +136,10 @@ def read_sharded(path: str, mesh: DeviceMesh | None = None) -> dict[str, Any]:
             _compare(os.path.join(folder, name), manifest["files"][name])
     except (CheckpointError, OSError) as error:
         problem = str(error)
-    problems = [text for text in (comm.all_gather(problem) if mesh is not None else [problem]) if text]
-    if problems:
+    seen = comm.all_gather((problem, is_gone)) if mesh is not None else [(problem, is_gone)]
+    if any(is_gone for _, is_gone in seen):
+        raise FileNotFoundError(f"Checkpoint {path} does not exist.")
+    if problems := [text for text, _ in seen if text]:
         raise UnreadableCheckpointError(problems[0])
     content: dict[str, Any] = read_file(os.path.join(folder, _REST))["content"]
     return _with_tensors(content, _load(folder, mesh))
@@ -170,8 +177,13 @@ def remove_checkpoint(path: str) -> None:
         os.remove(path)
 
 
-def remove_unfinished(save_dir: str) -> list[str]:
-    """Remove what killed processes have left of ``write_sharded`` and ``remove_checkpoint``; returns the names."""
+def remove_unfinished(save_dir: str, last: str = "") -> list[str]:
+    """Remove what killed processes have left of ``write_sharded`` and ``remove_checkpoint``; returns the names.
+
+    Args:
+        last: name of a checkpoint that was written to its end once (``last_checkpoint`` names it): it is kept, in whatever
+            state it is.
+    """
     removed = []
     for name in sorted(os.listdir(save_dir)):
         path = os.path.join(save_dir, name)
@@ -179,8 +191,10 @@ def remove_unfinished(save_dir: str) -> list[str]:
             continue
         if is_sharded_checkpoint(path):
             with contextlib.suppress(UnreadableCheckpointError):  # a damaged one is for who reads it to speak of
-                removed += [f"{name}/{other}" for other in _remove_others(path, _manifest(path)["shards"])]
-        else:
+                manifest = _manifest(path)
+                if all(os.path.isfile(os.path.join(path, manifest["shards"], file)) for file in manifest["files"]):
+                    removed += [f"{name}/{other}" for other in _remove_others(path, manifest["shards"])]
+        elif name != last:
             shutil.rmtree(path)
             removed.append(name)
     return removed
@@ -204,15 +218,34 @@ def _manifest(path: str) -> dict[str, Any]:
     try:
         with open(os.path.join(path, MANIFEST), encoding="utf-8") as file:
             manifest: dict[str, Any] = json.load(file)
+        files, digest = manifest["files"], manifest.pop("digest", "")
+        is_whole = digest == _digest_of(manifest) if manifest["version"] == _VERSION else manifest["version"] == 1
         # A name alone: a manifest must not lead out of its folder.
-        names = [manifest["shards"], *manifest["files"]]
-        if all(os.path.basename(name) == name for name in names) and _REST in manifest["files"]:
+        is_inside = all(os.path.basename(name) == name and name not in ("", ".", "..") for name in files)
+        if (
+            is_whole
+            and is_inside
+            and _SHARDS.fullmatch(manifest["shards"])
+            and _REST in files
+            and isinstance(files, dict)
+        ):
             return manifest
     except FileNotFoundError:
         raise UnreadableCheckpointError(f"{path} has no {MANIFEST}: it was not written to its end.") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UnreadableCheckpointError(f"{path} is damaged: its {MANIFEST} is not what was written.")
+
+
+def _names(path: str, shards: str) -> bool:
+    """Whether a manifest that is as it was written names these shares."""
+    with contextlib.suppress(UnreadableCheckpointError):
+        return bool(_manifest(path)["shards"] == shards)
+    return False
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _my_part(names: list[str]) -> list[str]:

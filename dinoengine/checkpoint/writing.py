@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -77,14 +78,17 @@ def _explanation(path: str, cause: OSError, needed: int, last_good: str) -> str:
     try:
         free = shutil.disk_usage(folder).free
         room = f"{folder} has {free / _MIB:,.1f} MiB free"
-        room += "" if free < needed else ", so a quota, a limit or permissions are in the way"
+        if cause.errno in (errno.EDQUOT, errno.EFBIG):
+            room += ", so a quota or a limit is in the way"
     except OSError as error:
         room = f"{folder} cannot be looked at ({error.strerror})"
+    remedy = "Make room, or keep fewer files with SOLVER.CHECKPOINT_MAX_TO_KEEP"
+    if cause.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
+        remedy = "Give yourself the right to write there"
     continues = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint before it"
     return (
-        f"{path} could not be written: {cause.strerror or cause}. It needs {needed / _MIB:,.1f} MiB; {room}. Nothing that "
-        f"was there has changed: {continues}. Make room, or keep fewer files with SOLVER.CHECKPOINT_MAX_TO_KEEP, then "
-        "continue with --resume."
+        f"{path} could not be written: {cause.strerror or cause}. It needs {needed / _MIB:,.1f} MiB and a little more; "
+        f"{room}. Nothing that was there has changed: {continues}. {remedy}, then continue with --resume."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -91,6 +92,12 @@ def train_or_evaluate(
         lock.release()
 
 
+def _keep_output_dir(lock: RunLock, cfg: CfgNode) -> None:
+    """Before a checkpoint is written: the folder is still this run's; one that was removed gets its config again."""
+    if lock.keep():
+        save_config(cfg)
+
+
 def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[DefaultTrainer] | None) -> dict[str, Any]:
     trainer_class = trainer_class or trainer_class_of(cfg)
     with exit_on_user_error():
@@ -117,7 +124,7 @@ def _train(
         trainer.startup.put_first(seconds_before)
         if prepare is not None:
             prepare(trainer)
-        trainer.checkpointer.before_save = lock.keep
+        trainer.checkpointer.before_save = functools.partial(_keep_output_dir, lock, cfg)
         trainer.resume_or_load(resume=args.resume, fork_from=args.fork_from)
     if args.resume:  # a finished run keeps the config it had
         trainer.register_hooks([CallbackHook(before_train=lambda _: comm.on_main_process(lambda: save_config(cfg)))])

@@ -126,6 +126,9 @@ class BatchFetcher:
         return is_connection and bool(wait([worker.sentinel for worker in self._workers], timeout=1))
 
     def _describe(self, error: Exception) -> str:
+        for ready in wait([worker.sentinel for worker in self._workers], timeout=0):
+            # Its end is seen a moment before its exit code is there.
+            next(worker for worker in self._workers if worker.sentinel == ready).join(timeout=1)
         if dead := self._dead():
             return "; ".join(f"Data worker {w.pid} was ended by {_cause(w.exitcode)}" for w in dead)
         return str(error)  # of torch: timed out

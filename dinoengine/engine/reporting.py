@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -47,9 +48,9 @@ class ReportingTrainer(DefaultTrainer):
         """
         saved = None
         if comm.is_main_process() and os.path.exists(self._results_path):
-            with open(self._results_path, encoding="utf-8") as file:
+            with open(self._results_path, encoding="utf-8") as file, contextlib.suppress(ValueError):  # damaged: none
                 saved = json.load(file)
-            if any(saved.get(key) != value for key, value in self._results_of.items()):
+            if not isinstance(saved, dict) or any(saved.get(key) != value for key, value in self._results_of.items()):
                 saved = None
         saved = comm.broadcast_object(saved)
         if saved is None:

@@ -92,8 +92,8 @@ def check_before_resume(cfg: CfgNode) -> Callable[[dict[str, Any], str], None]:
 
     def check(data: dict[str, Any], path: str) -> None:
         changes = changes_since(cfg, data, path)
-        require_resumable(changes, path, os.path.dirname(path))
         _show(changes, path)
+        require_resumable(changes, path, os.path.dirname(path))
 
     return check
 
@@ -165,7 +165,12 @@ def fork_run(trainer: ForkingTrainer, source: str) -> int:
     unused = f"; MODEL.WEIGHTS {trainer.cfg.MODEL.WEIGHTS} is not used" if trainer.cfg.MODEL.WEIGHTS else ""
     logger.info("Forking from %s (--fork-from%s).", path, unused)
     reader = Checkpointer(trainer.bare_model, os.path.dirname(path), before_load=show, trainer=trainer)
-    iteration = int(reader.load(path)["iteration"])
+    iteration = reader.load(path).get("iteration")
+    if not isinstance(iteration, int):
+        raise CheckpointError(
+            f"--fork-from: {path} says no iteration, so it is no checkpoint of a run. To start a new run from its "
+            "weights use MODEL.WEIGHTS."
+        )
     output_dir = trainer.cfg.OUTPUT_DIR
     comm.on_main_process(lambda: _record_fork(output_dir, path, iteration, changes))
     trainer.checkpointer.save(checkpoint_name(iteration), required=True, iteration=iteration)

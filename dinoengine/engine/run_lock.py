@@ -66,6 +66,7 @@ class RunLock:
         self.heartbeat_seconds = heartbeat_seconds
         self.watch_seconds = watch_seconds
         self._descriptor = -1
+        self._is_ours = False  # from acquire to release, also while the file is gone or another's
         self._ended = threading.Event()
         self._thread = threading.Thread()
         self._me = {
@@ -85,6 +86,11 @@ class RunLock:
         Raises:
             RunInUseError: if another process has it: host, process id and when it started.
         """
+        took_over = self._acquire()
+        self._is_ours = True
+        return took_over
+
+    def _acquire(self) -> str:
         while True:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             _descriptors.add(self._descriptor)
@@ -97,45 +103,51 @@ class RunLock:
                 raise
             self._close()  # its last holder removed that file in this moment
 
-    def keep(self) -> None:
+    def keep(self) -> bool:
         """See that the lock is still that of ``acquire``, before something is written that another run could lose.
 
         Who removes OUTPUT_DIR removes the lock, and another process may then have locked a new file. If none has, this
         one does, and says so.
 
+        Returns:
+            Whether it was taken anew: what was in the folder may be gone.
+
         Raises:
             RunInUseError: if another process has it now.
-            OSError: if there can be no file, e.g. because OUTPUT_DIR has become one.
+            OSError: if there can be no file, e.g. because OUTPUT_DIR has become one. The next call tries again.
         """
-        if self._descriptor < 0 or self._is_current():
-            return
+        if not self._is_ours or self._is_current():
+            return False
         folder = os.path.dirname(self.path)
         os.makedirs(folder, exist_ok=True)
         self._ended.set()
         self._thread.join()
         self._close()
         try:
-            self.acquire()
+            self._acquire()
         except RunInUseError as error:
             raise RunInUseError(
                 f"The lock {self.path} of this run was removed, and taken by another. {error}"
             ) from None
         logger.warning("OUTPUT_DIR %s was removed or replaced; this run has locked it anew and goes on there.", folder)
+        return True
 
     def release(self) -> None:
         """Give the lock back, if this process has it."""
-        if self._descriptor < 0 or self._me["pid"] != os.getpid():
+        if not self._is_ours or self._me["pid"] != os.getpid():
             return
+        self._is_ours = False
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            if self._holder().get("token") == self._me["token"]:
+            if self._descriptor >= 0 and self._holder().get("token") == self._me["token"]:
                 os.unlink(self.path)
         self._close()
 
     def _close(self) -> None:
-        _descriptors.discard(self._descriptor)
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            _descriptors.discard(self._descriptor)
+            os.close(self._descriptor)
         self._descriptor = -1
 
     def _flock(self) -> bool:
@@ -151,7 +163,9 @@ class RunLock:
         return True
 
     def _is_current(self) -> bool:
-        """Whether the path still names the file that was opened."""
+        """Whether a file is open, and the path still names it."""
+        if self._descriptor < 0:
+            return False
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
         except (FileNotFoundError, NotADirectoryError):

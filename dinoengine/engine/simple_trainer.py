@@ -282,8 +282,12 @@ class SimpleTrainer(TrainerBase):
             for role, row in (("loss", losses), ("metric", metrics)):
                 for name in row:
                     self.storage.put_scalar(name, next(values), cur_iter=iteration, role=role)
-        means = self._source_losses.means_since_last_call()
-        self.storage.put_scalars(means, smoothing_hint=False, cur_iter=pending[-1][0], role="metric")
+        self._source_losses.gather()
+        last = pending[-1][0]
+        # Not at each flush: one before a pause would be in the history of the resumed run alone.
+        if (last + 1) % self.gather_metric_period == 0 or last + 1 == self.max_iter:
+            means = self._source_losses.take_means()
+            self.storage.put_scalars(means, smoothing_hint=False, cur_iter=last, role="metric")
         for hook in self._hooks:
             hook.after_flush()
 
@@ -296,6 +300,7 @@ class SimpleTrainer(TrainerBase):
         state = super().state_dict()
         state["optimizer"] = optimizer_state(self.optimizer)
         state["grad_scaler"] = None if self.grad_scaler is None else self.grad_scaler.state_dict()
+        state["source_losses"] = self._source_losses.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -307,7 +312,13 @@ class SimpleTrainer(TrainerBase):
         require_parts(state, ("optimizer",) if self.grad_scaler is None else ("optimizer", "grad_scaler"))
         super().load_state_dict(state)
         load_optimizer_state(self.optimizer, state["optimizer"])
-        if self.grad_scaler is not None:
+        self._source_losses.load_state_dict(state.get("source_losses", {}))  # older checkpoints have none
+        if self.grad_scaler is None:
+            if state.get("grad_scaler") is not None:
+                logger.warning(
+                    "The checkpoint was saved in fp16; this run has no gradient scaler, and drops that one's state."
+                )
+        else:
             if state["grad_scaler"] is not None:
                 self.grad_scaler.load_state_dict(state["grad_scaler"])
             else:

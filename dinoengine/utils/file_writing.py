@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -11,6 +12,8 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+# What file systems say that have no way to flush the names of a folder (some of FUSE and SMB), or let nobody read them.
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -109,11 +112,18 @@ def _lock(descriptor: int) -> bool:
 
 
 def sync_folder(folder: str) -> None:
-    """Flush the names in a folder to disk."""
+    """Flush the names in a folder to disk, where the file system can.
+
+    Where it cannot, a crash of the machine may lose the newest names; the files before them are as they were.
+    """
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise

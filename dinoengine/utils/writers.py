@@ -138,6 +138,7 @@ class ConsoleWriter(EventWriter):
         self.max_iter = max_iter
         self.images_per_iter = images_per_iter
         self.window_size = window_size
+        self._num_shown = 0
         self._bar: Any = None
         self._wants_bar = progress_bar and sys.stdout.isatty()
 
@@ -145,15 +146,19 @@ class ConsoleWriter(EventWriter):
         storage = get_event_storage()
         if storage.iter >= self.max_iter:  # after training there is nothing new but evaluation results
             return
-        self._update_bar(storage.iter + 1)
+        if (done := _iterations_done(storage)) == self._num_shown:  # a run that ended right after a line
+            return
+        self._num_shown = done
+        self._update_bar(done)
         logger.info(self.line(storage))
 
     def line(self, storage: EventStorage) -> str:
         """The text of one line."""
-        parts = [f"iter {storage.iter + 1}/{self.max_iter}"]
+        done = _iterations_done(storage)
+        parts = [f"iter {done}/{self.max_iter}"]
         known = storage.latest()
         if "time" in known:
-            seconds = storage.history("time").median(1000) * (self.max_iter - storage.iter - 1)
+            seconds = storage.history("time").median(1000) * (self.max_iter - done)
             if math.isfinite(seconds):
                 parts.append(f"eta {datetime.timedelta(seconds=int(seconds))}")
             step_time = storage.smoothed("time", self.window_size)
@@ -185,6 +190,12 @@ class ConsoleWriter(EventWriter):
             self._bar.close()
 
 
+def _iterations_done(storage: EventStorage) -> int:
+    """Those that have losses: after a pause or an error the storage stands in an iteration that was not done."""
+    known = storage.latest()
+    return max((known[name][1] for name in storage.names("loss")), default=storage.iter) + 1
+
+
 class TensorboardXWriter(EventWriter):
     """Scalars, images and histograms as TensorBoard events. No file appears before the first write."""
 
@@ -211,6 +222,8 @@ class TensorboardXWriter(EventWriter):
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
+            # It warns of each NaN, and does not say of what; the run has told what there is to tell.
+            logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
             self._writer = SummaryWriter(self.log_dir, purge_step=self.start_iter or None)
             self._path = max(glob.glob(os.path.join(glob.escape(self.log_dir), "events.*")), key=os.path.getmtime)
         if is_first_after_resume:

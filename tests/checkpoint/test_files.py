@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,3 +82,21 @@ def test_an_exported_graph_is_called_what_it_is(name: str, tmp_path: Path) -> No
     (tmp_path / name).write_bytes(b"\x08\x08\x12\x07pytorch")
     with pytest.raises(CheckpointError, match=r"is an exported graph.*Give the weights it was exported from"):
         read_file(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("content", "level"), [({"w": torch.zeros(1)}, "INFO"), ({"trainer": {}}, "WARNING")])
+def test_a_checkpoint_of_a_run_without_a_digest_is_warned_of(
+    tmp_path: Path, content: dict[str, Any], level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    torch.save(content, tmp_path / f"{level}.pth")
+    read_file(str(tmp_path / f"{level}.pth"))
+    assert [r.levelname for r in caplog.records if "carries no digest" in r.message] == [level]
+
+
+def test_a_pickle_that_torch_did_not_write_is_refused_without_torchs_warning(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": 1}, protocol=5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(CheckpointError):
+            read_file(str(tmp_path / "a.pth"))

@@ -12,7 +12,7 @@ from torch import nn
 
 from dinoengine.checkpoint import Checkpointer, CheckpointError, periodic_checkpoints, read_checkpoint, resumable
 from dinoengine.checkpoint.files import UnreadableCheckpointError
-from dinoengine.checkpoint.resuming import checkpoint_name, iteration_of, shown
+from dinoengine.checkpoint.resuming import checkpoint_name, final_checkpoint, iteration_of, shown
 from dinoengine.engine import launch
 from dinoengine.utils import comm
 
@@ -211,6 +211,37 @@ def test_a_pointer_of_junk_is_shown_short_and_quoted(
     assert "'... is not there" in caplog.text
     assert len(caplog.text) < 1500
     assert "\x1b" not in caplog.text
+
+
+def test_a_pointer_to_a_path_is_shown_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _run(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("../../etc/passwd")
+    assert _resume(tmp_path) == (30, 29.0)
+    assert "last_checkpoint holds '../../etc/passwd', which is no name of a checkpoint" in caplog.text
+
+
+def test_a_pointer_to_another_file_of_the_run_changes_that_file_in_nothing(tmp_path: Path) -> None:
+    _run(tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "last_checkpoint").write_text("metrics.json")
+    assert _resume(tmp_path) == (30, 29.0)
+    assert (tmp_path / "metrics.json").read_text() == "{}"
+    assert not list(tmp_path.glob("damaged_*"))
+
+
+def test_swapped_files_are_told_by_what_they_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _run(tmp_path)
+    (tmp_path / "model_0000029.pth").rename(tmp_path / "t")
+    (tmp_path / "model_0000019.pth").rename(tmp_path / "model_0000029.pth")
+    (tmp_path / "t").rename(tmp_path / "model_0000019.pth")
+    assert _resume(tmp_path) == (20, 19.0)
+    assert "model_0000029.pth is of iteration 19: it was renamed, or another was copied over it" in caplog.text
+
+
+def test_the_checkpoint_of_a_finished_run(tmp_path: Path) -> None:
+    assert final_checkpoint(str(tmp_path)) == ""
+    _checkpointer(tmp_path).save("model_final", iteration=29)
+    assert final_checkpoint(str(tmp_path)) == str(tmp_path / "model_final.pth")
 
 
 def test_names_of_checkpoints_are_read_as_they_are_made() -> None:

@@ -140,7 +140,68 @@ def test_a_folder_of_shares_takes_the_name_of_another(tmp_path: Path, is_finishe
     assert read_checkpoint(old)["iteration"] == 2
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest", "no manifest", "leads out"])
+def _flip_the_name_of_the_shares(path: Path) -> None:
+    text, shards = (path / MANIFEST).read_text(), _shards(str(path))
+    (path / MANIFEST).write_text(text.replace(shards, shards[:-1] + chr(ord(shards[-1]) ^ 1)))
+
+
+@pytest.mark.parametrize("damage", ["flip", "gone"])
+def test_cleaning_up_leaves_the_shares_of_a_manifest_that_names_others(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "model_0000003.dcp"
+    write_sharded(str(path), _data(3.0))
+    shards = _shards(str(path))
+    if damage == "flip":
+        _flip_the_name_of_the_shares(path)
+    else:  # complete, and not there: whatever lies beside it may be what is left
+        (path / shards).rename(path / "shards_0000dead")
+    assert remove_unfinished(str(tmp_path)) == []
+    assert (path / (shards if damage == "flip" else "shards_0000dead")).is_dir()
+
+
+def test_a_folder_that_was_finished_once_is_not_taken_for_one_that_was_not(tmp_path: Path) -> None:
+    path = tmp_path / "model_0000003.dcp"
+    write_sharded(str(path), _data(3.0))
+    (path / MANIFEST).unlink()
+    assert remove_unfinished(str(tmp_path), last=path.name) == []
+    assert remove_unfinished(str(tmp_path)) == [path.name]
+
+
+def test_a_manifest_without_a_digest_is_of_version_1(tmp_path: Path) -> None:
+    path = tmp_path / "model_0000003.dcp"
+    write_sharded(str(path), _data(3.0))
+    manifest = json.loads((path / MANIFEST).read_text())
+    del manifest["digest"]
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UnreadableCheckpointError, match="not what was written"):
+        read_sharded(str(path))
+    (path / MANIFEST).write_text(json.dumps({**manifest, "version": 1}))
+    assert read_sharded(str(path))["iteration"] == 3
+
+
+def test_all_that_a_checkpoint_is_made_of_is_flushed_before_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares and their names before the manifest that names them, the manifest before the pointer."""
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed.append(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    path = tmp_path / "model_0000003.dcp"
+    write_sharded(str(path), _data(3.0))
+    shards = path / _shards(str(path))
+    names = [os.path.relpath(name, tmp_path) for name in flushed]
+    manifest = next(i for i, name in enumerate(names) if MANIFEST in name)
+    for file in shards.iterdir():
+        assert os.path.relpath(file, tmp_path) in names[:manifest]
+    assert os.path.relpath(shards, tmp_path) in names[:manifest]
+    assert names[-1] == "."
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest", "no manifest", "a list", "leads out", "is out"])
 def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "model_0000003.dcp"
     write_sharded(str(path), _data(3.0))
@@ -155,13 +216,29 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     elif damage == "no manifest":
         (path / MANIFEST).unlink()
     else:
-        manifest = json.loads((path / MANIFEST).read_text())
-        manifest["shards"] = "../elsewhere"
+        manifest = {**json.loads((path / MANIFEST).read_text()), "version": 1}  # without a digest of its own
+        manifest["shards"] = {"leads out": "../elsewhere", "is out": ".."}.get(damage, manifest["shards"])
+        manifest["files"] = list(manifest["files"]) if damage == "a list" else manifest["files"]
         (path / MANIFEST).write_text("{" if damage == "manifest" else json.dumps(manifest))
     assert is_sharded_checkpoint(str(path)) == (damage != "no manifest")
     for mesh in (None, mesh_of(_model(0.0))):
         with pytest.raises(UnreadableCheckpointError, match="damaged|not there|not written to its end"):
             read_sharded(str(path), mesh)
+
+
+@pytest.mark.parametrize("lost", ["folder", "manifest"])
+def test_a_last_checkpoint_of_which_something_is_gone_is_passed_over(tmp_path: Path, lost: str) -> None:
+    writer = Checkpointer(_model(1.0), str(tmp_path))
+    writer.save("model_0000000", iteration=0)
+    last = Path(writer.save("model_0000001", iteration=1))
+    if lost == "folder":
+        last.rename(tmp_path / "elsewhere")
+    else:
+        (last / MANIFEST).unlink()
+    reader = Checkpointer(_model(0.0), str(tmp_path))
+    assert reader.resume_or_load("") == 1
+    assert reader.last_checkpoint_name() == "model_0000000.dcp"
+    assert (tmp_path / "damaged_0000001.dcp").is_dir() == (lost == "manifest")  # its shares are there to be looked at
 
 
 def test_a_checkpointer_falls_back_and_changes_between_whole_and_shared(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -258,3 +259,22 @@ def test_a_save_asks_first_and_writes_nothing_if_it_must_not(tmp_path: Path) -> 
         with pytest.raises(ValueError, match="taken by another"):
             checkpointer.save("model_0000000", iteration=0, background=background)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, r"and a little more; .* MiB free\. Nothing .* Make room, or keep fewer"),
+        (errno.EDQUOT, r"MiB free, so a quota or a limit is in the way\. Nothing"),
+        (errno.EPERM, r"MiB free\. Nothing .* Give yourself the right to write there, then continue"),
+    ],
+)
+def test_the_cause_decides_what_is_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(CheckpointWriteError, match=said):
+        Checkpointer(_model(1.0), str(tmp_path)).save("model_0000000", iteration=0)

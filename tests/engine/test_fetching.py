@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,17 @@ def test_a_trainer_can_be_given_another_loader() -> None:
     trainer.reset_data_loader(lambda: ToyData(bad_iters=(0,)))
     with pytest.raises(FloatingPointError):
         trainer.train(3, 4)
+
+
+def test_a_worker_whose_end_is_seen_before_its_exit_code_is_named_by_its_signal(tmp_path: Path) -> None:
+    """The pipe that tells of its end closes first; a broken connection is reported in between."""
+    fetcher = BatchFetcher(_loader(tmp_path))
+    fetcher.fetch(0)
+    worker = fetcher._workers[0]
+    popen = worker._popen  # type: ignore[attr-defined]
+    poll = popen.poll
+    popen.poll = lambda flag=os.WNOHANG: None if flag == os.WNOHANG and popen.returncode is None else poll(flag)
+    os.kill(worker.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    assert wait([worker.sentinel], timeout=10)
+    assert "was ended by SIGKILL" in fetcher._describe(ConnectionResetError(104, "Connection reset by peer"))
+    fetcher.close()

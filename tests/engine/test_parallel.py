@@ -74,6 +74,21 @@ def _bad_step_on_one_rank() -> dict[str, Any]:
     return {"message": message, "unchanged": torch.equal(weight, before[-1])}
 
 
+def _bad_step_without_a_black_box(folder: str) -> dict[str, Any]:
+    """A file of rank 0 is where the folder should be: what the step before had is lost for all, and the run goes on."""
+    folder = os.path.join(folder, "no black box")
+    if comm.is_main_process():
+        os.makedirs(folder)
+        with open(os.path.join(folder, "bad_steps"), "w", encoding="utf-8"):
+            pass
+    trainer = toy_trainer(_RankData(bad_iters=(1,)))
+    trainer.model = create_ddp_model(trainer.model)
+    checkpointer = Checkpointer(unwrap_model(trainer.model), folder, trainer=trainer)
+    trainer.register_hooks([hooks.NonFiniteGuard(1), hooks.BadStepRecorder(checkpointer)])
+    trainer.train(0, 3)
+    return {"iter": trainer.iter, "files": sorted(os.listdir(folder))}
+
+
 def _gradients(num_micro_batches: int, **ddp_options: Any) -> torch.Tensor:
     """Gradients of the first step, and how often they were reduced."""
     trainer = toy_trainer(_RankData(), num_micro_batches=num_micro_batches)
@@ -125,6 +140,7 @@ def _work(folder: str) -> None:
     torch.set_num_threads(1)
     report: dict[str, Any] = {variant: _run(folder, variant) for variant in VARIANTS}
     report["bad step"] = _bad_step_on_one_rank()
+    report["no black box"] = _bad_step_without_a_black_box(folder)
     report["gradients"] = {n: _gradients(n) for n in (1, 2)}
     report["fp16 gradients"] = _gradients(1, fp16_compression=True)
     report["metrics"] = _metrics()
@@ -163,6 +179,10 @@ def test_a_bad_loss_on_one_rank_stops_both_before_the_optimizer(two_ranks: list[
 
 
 @pytest.mark.slow
+def test_a_black_box_that_one_rank_cannot_write_is_left_out_by_all(two_ranks: list[dict[str, Any]]) -> None:
+    assert [report["no black box"] for report in two_ranks] == 2 * [{"iter": 3, "files": ["bad_steps"]}]
+
+
 def test_processes_agree_on_what_is_saved_and_on_what_fails(two_ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["saving"] for rank in two_ranks)
     assert first == second

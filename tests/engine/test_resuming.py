@@ -217,6 +217,16 @@ def test_nothing_to_fork_from_is_said_before_anything_is_written(
     assert not (tmp_path / "fork").exists()
 
 
+def test_weights_alone_are_no_run_to_fork_from(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = _state(finished / "model_final.pth")
+    del content["digest"], content["iteration"]
+    torch.save(content, tmp_path / "weights.pth")
+    message = _refused(capsys, tmp_path / "fork", "--fork-from", tmp_path / "weights.pth")
+    assert "weights.pth says no iteration, so it is no checkpoint of a run" in message
+
+
 def _drop(*path: str) -> Callable[[dict[str, Any]], None]:
     def edit(content: dict[str, Any]) -> None:
         for name in path[:-1]:
@@ -291,5 +301,8 @@ def test_a_run_killed_in_its_final_evaluation_has_it_done_and_is_then_finished(t
     evaluated = _files(tmp_path)
     assert {name: evaluated[name] for name in trained} == trained
     assert {name.split("/")[0] for name in evaluated.keys() - trained.keys()} == {"results.json", "eval"}
+    for damaged in ("", "[]"):
+        (tmp_path / "results.json").write_text(damaged)
+        assert _run(tmp_path, *_EVALUATE, "--resume") == results
     assert _run(tmp_path, *_EVALUATE, "--resume") == results
     assert _files(tmp_path) == evaluated

@@ -245,10 +245,10 @@ def test_a_lock_that_was_removed_with_its_folder_is_taken_anew_or_the_run_is_ref
     lock = _quick(folder)
     lock.keep()  # not acquired: nothing to keep
     lock.acquire()
-    lock.keep()
+    assert not lock.keep()
     assert caplog.text == ""
     shutil.rmtree(folder)
-    lock.keep()
+    assert lock.keep()
     assert "was removed or replaced; this run has locked it anew" in caplog.text
     with _holding(folder) as second:
         assert _said(second).startswith("refused OUTPUT_DIR")
@@ -256,8 +256,9 @@ def test_a_lock_that_was_removed_with_its_folder_is_taken_anew_or_the_run_is_ref
     folder.mkdir()
     with _holding(folder) as second:
         assert _said(second) == "acquired"
-        with pytest.raises(RunInUseError, match=rf"was removed, and taken by another.*process {second.pid} on"):
-            lock.keep()
+        for _ in range(2):  # what swallows the first error must meet the second
+            with pytest.raises(RunInUseError, match=rf"was removed, and taken by another.*process {second.pid} on"):
+                lock.keep()
         lock.release()  # has none, and leaves that of the other
         assert (folder / LOCK_FILE).exists()
 
@@ -269,6 +270,10 @@ def test_an_output_dir_that_became_a_file_cannot_be_kept(tmp_path: Path) -> None
     lock.acquire()
     shutil.rmtree(folder)
     folder.touch()
-    with pytest.raises(FileExistsError):
-        lock.keep()
+    for _ in range(2):
+        with pytest.raises(FileExistsError):
+            lock.keep()
+    folder.unlink()
+    assert lock.keep()  # there can be one again
     lock.release()
+    assert not list(folder.iterdir())

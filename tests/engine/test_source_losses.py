@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -17,6 +18,11 @@ from dinoengine.structures import SSLBatch
 FIRST, SECOND = "synthetic:num_images=20:size=12", "synthetic:num_images=9:size=12:seed=1"
 
 
+def _means(losses: SourceLosses) -> dict[str, float]:
+    losses.gather()
+    return losses.take_means()
+
+
 def _add(losses: SourceLosses, sources: list[int], values: list[float], counts: bool = True) -> None:
     losses.add(torch.tensor(sources), torch.tensor(values))
     losses.end_step(counts)
@@ -26,28 +32,45 @@ def test_means_of_the_images_of_each_source_since_the_last_reading() -> None:
     losses = SourceLosses(("a", "b", "a", "never"), torch.device("cpu"))
     _add(losses, [0, 1, 0], [1.0, 5.0, 2.0])
     _add(losses, [0, 2], [6.0, 8.0])
-    assert losses.means_since_last_call() == {"loss/source/a": 3.0, "loss/source/b": 5.0, "loss/source/a 2": 8.0}
+    assert _means(losses) == {"loss/source/a": 3.0, "loss/source/b": 5.0, "loss/source/a 2": 8.0}
     _add(losses, [1], [7.0])
-    assert losses.means_since_last_call() == {"loss/source/b": 7.0}
-    assert losses.means_since_last_call() == {}
+    assert _means(losses) == {"loss/source/b": 7.0}
+    assert _means(losses) == {}
+
+
+def test_when_steps_are_gathered_and_a_pause_in_between_change_no_bit() -> None:
+    values = torch.rand(7, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    at_once, paused = (SourceLosses(("a", "b"), torch.device("cpu")) for _ in range(2))
+    for step in values:
+        _add(at_once, [0, 1], step)
+    for i, step in enumerate(values):
+        _add(paused, [0, 1], step)
+        if i == 2:
+            paused.gather()
+            state = json.loads(json.dumps(paused.state_dict()))
+            paused = SourceLosses(("a", "b"), torch.device("cpu"))
+            paused.load_state_dict(state)
+        elif i == 4:
+            paused.gather()
+    assert _means(paused) == _means(at_once)
 
 
 def test_a_step_that_does_not_count_leaves_nothing() -> None:
     losses = SourceLosses(("a",), torch.device("cpu"))
     _add(losses, [0], [float("nan")], counts=False)
     _add(losses, [0], [2.0])
-    assert losses.means_since_last_call() == {"loss/source/a": 2.0}
+    assert _means(losses) == {"loss/source/a": 2.0}
 
 
 def test_without_names_or_values_nothing_is_summed() -> None:
     losses = SourceLosses((), torch.device("cpu"))
     _add(losses, [0], [2.0])
-    assert losses.means_since_last_call() == {}
+    assert _means(losses) == {}
     losses = SourceLosses(("a", "b"), torch.device("cpu"))
     losses.add(None, torch.ones(2))
     losses.add(torch.zeros(2, dtype=torch.int64), None)
     losses.end_step(counts=True)
-    assert losses.means_since_last_call() == {}
+    assert _means(losses) == {}
 
 
 def test_sums_and_numbers_are_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +78,7 @@ def test_sums_and_numbers_are_of_all_processes(monkeypatch: pytest.MonkeyPatch) 
     _add(losses, [0, 1], [1.0, 4.0])
     other = torch.tensor([[9.0, 0.0], [3.0, 0.0]], dtype=torch.float64)  # three images of a, none of b
     monkeypatch.setattr("dinoengine.engine.source_losses.comm.all_reduce_sum", lambda t: t + other)
-    assert losses.means_since_last_call() == {"loss/source/a": 2.5, "loss/source/b": 4.0}
+    assert _means(losses) == {"loss/source/a": 2.5, "loss/source/b": 4.0}
 
 
 class _Recorder(SSLTrainer):

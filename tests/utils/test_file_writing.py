@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -152,3 +154,20 @@ def test_json_files_are_valid_whatever_is_measured(tmp_path: Path) -> None:
     found = json.loads(path.read_text(), parse_constant=refuse)
     assert found == {"a": [1.5, None, {"b": None}], "c": [None, 2, "NaN"], "d": True, "e": None}
     assert path.read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize(("code", "is_lost"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_flush_folders_holds_files_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_lost: bool
+) -> None:
+    fsync = os.fsync
+
+    def of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    with pytest.raises(OSError, match="error") if is_lost else contextlib.nullcontext():
+        write_json(str(tmp_path / "a.json"), {"a": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}

@@ -554,3 +554,22 @@ def test_tensorboard_waits_for_a_full_disk_with_its_values(tmp_path: Path) -> No
     content = next(tmp_path.glob("events*")).read_bytes()
     assert b"early" in content
     assert b"late" in content
+
+
+def test_a_line_after_a_pause_or_an_error_is_of_the_last_iteration_that_was_done(logged: list[str]) -> None:
+    writer = ConsoleWriter(50)
+    with EventStorage(0) as storage:
+        _train(storage, [writer], range(30), period=20)
+        storage.iter = 30  # as a trainer leaves it
+        writer.write()
+        writer.write()
+    assert [line.split("  ")[0] for line in logged] == ["iter 20/50", "iter 30/50"]
+
+
+def test_nan_is_no_news_to_tensorboard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with EventStorage(0) as storage:
+        storage.put_scalar("loss", float("nan"))
+        writer = TensorboardXWriter(str(tmp_path))
+        writer.write()
+        writer.close()
+    assert "NaN" not in caplog.text

@@ -97,12 +97,13 @@ class BadImageLog(HookBase):
     def _drop_repeated(self) -> None:
         if not os.path.exists(self.path):
             return
-        with open(self.path, encoding="utf-8") as file:
+        # Bytes that are no text (of a damaged disk) go as they came.
+        with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = file.readlines()
         kept = [line for line in lines if _is_before(line, self.trainer.start_iter)]
         if kept != lines:
-            with atomic_write(self.path, "w") as file:
-                file.writelines(kept)
+            with atomic_write(self.path) as file:
+                file.writelines(line.encode("utf-8", "surrogateescape") for line in kept)
 
     def _write(self, events: list[Event]) -> None:
         # On disk before the checkpoint that counts them, or as soon as the disk takes them.

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint.writing import CheckpointWriteError
 from dinoengine.engine.parallel import unwrap_model
+from dinoengine.engine.run_lock import RunInUseError
 from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.train_loop import HookBase
 from dinoengine.utils import comm
@@ -61,11 +63,16 @@ class BadStepRecorder(HookBase):
         if is_skipped and self.num_bad > self.max_records:
             return
         record = describe_step(trainer)  # before metrics are flushed, which takes the images that were replaced away
-        state = ""
+        record |= {"skipped": is_skipped, "state_before": ""}
         if not (is_skipped and self._has_saved_a_skip):
-            state = self._save_state()
             self._has_saved_a_skip = True
-        self._write({**record, "skipped": is_skipped, "state_before": state})
+            try:
+                self._finish_earlier_save(is_skipped)
+            except CheckpointWriteError:
+                self._write(record)
+                raise
+            record["state_before"] = self._save_state()
+        self._write(record)
 
     def after_train(self) -> None:
         if self.num_bad > self.max_records:
@@ -80,15 +87,25 @@ class BadStepRecorder(HookBase):
     def _folder(self) -> str:
         return os.path.join(self.checkpointer.save_dir, FOLDER)
 
+    def _finish_earlier_save(self, goes_on: bool) -> None:
+        # An error of the last checkpoint is none of this one's: a run that goes on has it to face, of one that stops the
+        # bad step is the reason.
+        if goes_on:
+            self.checkpointer.wait()
+        else:
+            self.checkpointer.settle()
+
     def _save_state(self) -> str:
-        """Weights, moments and buffers are those before the step. The same on all ranks, as saving is collective."""
-        self.checkpointer.wait()  # an error of the last checkpoint is none of this one's
+        """Weights, moments and buffers are those before the step. The same on all ranks, as saving is collective.
+
+        Nothing here is done by one rank alone: the others would go on to a collective without it.
+        """
         name = state_name(self.trainer.iter)
         try:
-            if comm.is_main_process():
-                os.makedirs(self._folder, exist_ok=True)
             self.trainer.flush_metrics()
             path = self.checkpointer.save(f"{FOLDER}/{name}", tag_last=False, iteration=self.trainer.iter - 1)
+        except RunInUseError:
+            raise
         except Exception as error:  # whatever it is, the bad step is what the run must report
             logger.warning("The state before the bad step cannot be saved: %s", error)
             return ""

@@ -164,10 +164,14 @@ class BestCheckpointer(HookBase):
         """(value, iteration) of the best of this metric, in this mode, so far, or None."""
         if not os.path.exists(self._record_path):
             return None
-        with open(self._record_path, encoding="utf-8") as file:
-            record = json.load(file)
-        is_same = (record["metric"], record.get("mode", "max")) == (self.metric, self.mode)
-        return (record["value"], record["iteration"]) if is_same else None
+        try:
+            with open(self._record_path, encoding="utf-8") as file:
+                record = json.load(file)
+            is_same = (record["metric"], record.get("mode", "max")) == (self.metric, self.mode)
+            return (float(record["value"]), int(record["iteration"])) if is_same else None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            logger.warning("%s is damaged; what was best before this is not known any more.", self._record_path)
+            return None
 
     def _latest(self) -> tuple[float, int]:
         return self.trainer.storage.latest().get(self.metric, (math.nan, -1))

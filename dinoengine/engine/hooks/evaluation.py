@@ -67,6 +67,7 @@ class EvalHook(HookBase):
         try:
             self.trainer.is_evaluating = True
             results = flatten_results_dict(self.evaluate() or {})
+            self.trainer.is_evaluating = False  # in here: a signal between the two still leaves the evaluation
         except EvaluationInterrupted as interruption:
             self.trainer.leave_evaluation(f"{interruption}; the evaluation will be done when the run is resumed.")
             return

@@ -55,7 +55,8 @@ class NonFiniteGuard(HookBase):
             trainer.why_not_skipped = f" All {self.num_skipped} steps that may be skipped have been."
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_skipped": self.num_skipped}
+        return {"num_skipped": self.num_skipped, "overflows_in_a_row": self._overflows_in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_skipped = state["num_skipped"]
+        self._overflows_in_a_row = state.get("overflows_in_a_row", 0)  # not in older checkpoints

@@ -109,8 +109,8 @@ def test_an_interrupted_run_leaves_the_file_of_one_that_was_not(
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     _run(cfg, end_at=end_at)
     if end_at == 10:
-        with open(tmp_path / "run" / "bad_images.txt", "a", encoding="utf-8") as file:
-            file.write("1")
+        with open(tmp_path / "run" / "bad_images.txt", "ab") as file:
+            file.write(b"\xff\n1")  # no text, no iteration, no end
     resumed = _run(cfg, resume=True)
     assert resumed.start_iter == end_at // 3 * 3
     assert _lines(tmp_path / "run") == _expected_lines(cfg)

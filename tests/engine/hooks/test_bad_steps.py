@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from dinoengine.checkpoint import Checkpointer
+from dinoengine.checkpoint import Checkpointer, CheckpointWriteError
 from dinoengine.config import CfgNode
 from dinoengine.data import build_train_loader
 from dinoengine.engine import SimpleTrainer, SSLTrainer, hooks
 from dinoengine.engine.hooks.bad_steps import images_at, positions_of
+from dinoengine.engine.run_lock import RunInUseError
 from tests.engine.toys import ToyData, ToyModel, toy_trainer
 
 
@@ -118,6 +119,45 @@ def test_a_black_box_that_cannot_be_written_hides_nothing(tmp_path: Path, caplog
         _toy(tmp_path, (1,), 0).train(0, 3)
     assert "The state before the bad step cannot be saved" in caplog.text
     assert "The record of the bad step cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("max_skips", [0, 1])
+def test_a_checkpoint_that_was_lost_before_a_bad_step_hides_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, max_skips: int
+) -> None:
+    """A run that stops says why; one that would go on has the lost checkpoint to stop for."""
+    trainer = toy_trainer(ToyData(bad_iters=(1,)), seed=3)
+    checkpointer = Checkpointer(trainer.model, str(tmp_path), trainer=trainer)
+    trainer.register_hooks(
+        [
+            hooks.NonFiniteGuard(max_skips),
+            hooks.BadStepRecorder(checkpointer),
+            hooks.PeriodicCheckpointer(checkpointer, 1, background=True),
+        ]
+    )
+
+    def full(data: dict[str, Any], file: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointWriteError if max_skips else FloatingPointError):
+        trainer.train(0, 3)
+    assert _recorded(tmp_path)["0000001_rank0.json"]["state_before"] == ""
+    assert ("written in the background is lost" in caplog.text) == (not max_skips)
+
+
+def test_an_output_dir_that_another_run_has_taken_is_left_alone(tmp_path: Path) -> None:
+    trainer = toy_trainer(ToyData(bad_iters=(1,)), seed=3)
+    checkpointer = Checkpointer(trainer.model, str(tmp_path), trainer=trainer)
+    trainer.register_hooks([hooks.NonFiniteGuard(1), hooks.BadStepRecorder(checkpointer)])
+
+    def refuse() -> None:
+        raise RunInUseError("taken")
+
+    checkpointer.before_save = refuse
+    with pytest.raises(RunInUseError):
+        trainer.train(0, 3)
+    assert not list(tmp_path.iterdir())
 
 
 def test_buffers_of_a_skipped_step_are_those_before_it() -> None:

@@ -270,6 +270,9 @@ def test_a_restored_value_is_no_new_measurement(tmp_path: Path) -> None:
 
 
 def test_the_record_of_another_metric_does_not_compete(tmp_path: Path) -> None:
+    for damaged in ("", "[]", '{"metric": "m"}', '{"metric": "m", "value": "x", "iteration": 3}'):
+        (tmp_path / "model_best.json").write_text(damaged)
+        assert hooks.BestCheckpointer(Checkpointer(ToyModel(), str(tmp_path)), "m").best() is None
     (tmp_path / "model_best.json").write_text(json.dumps({"metric": "loss", "value": 99.0, "iteration": 3}))
     assert _best(tmp_path, [5.0]) == [0]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from dinoengine.engine import hooks
+from dinoengine.engine.hooks.guard import MAX_FP16_OVERFLOWS_IN_A_ROW
 from dinoengine.utils import comm
 from tests.engine.toys import ToyData, toy_trainer
 
@@ -57,6 +60,18 @@ def test_overflows_without_end_stop_the_run() -> None:
     trainer.register_hooks([hooks.NonFiniteGuard()])
     with pytest.raises(FloatingPointError, match="overflowed in 41 iterations in a row"):
         trainer.train(0, 100)
+
+
+def test_overflows_go_on_being_counted_after_a_resume() -> None:
+    first, second = hooks.NonFiniteGuard(), hooks.NonFiniteGuard()
+    first.load_state_dict({"num_skipped": 0})  # as older checkpoints have it
+    first.trainer = SimpleNamespace(step_is_finite=False, is_fp16_overflow=True, describe_non_finite=str)  # type: ignore[assignment]
+    for _ in range(MAX_FP16_OVERFLOWS_IN_A_ROW):
+        first.before_optimizer_step()
+    second.trainer = first.trainer
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(FloatingPointError, match=f"{MAX_FP16_OVERFLOWS_IN_A_ROW + 1} iterations in a row"):
+        second.before_optimizer_step()
 
 
 def test_the_loss_of_another_rank_decides_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
