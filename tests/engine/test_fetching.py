@@ -170,4 +170,4 @@ def test_a_worker_whose_end_is_seen_before_its_exit_code_is_named_by_its_signal(
     os.kill(worker.pid, signal.SIGKILL)  # type: ignore[arg-type]
     assert wait([worker.sentinel], timeout=10)
     assert "was ended by SIGKILL" in fetcher._describe(ConnectionResetError(104, "Connection reset by peer"))
-    fetcher.close()
+    fetcher._abandon()  # the killed worker may have held a lock that the other waits for

@@ -301,8 +301,8 @@ def test_a_run_killed_in_its_final_evaluation_has_it_done_and_is_then_finished(t
     evaluated = _files(tmp_path)
     assert {name: evaluated[name] for name in trained} == trained
     assert {name.split("/")[0] for name in evaluated.keys() - trained.keys()} == {"results.json", "eval"}
+    assert _run(tmp_path, *_EVALUATE, "--resume") == results
+    assert _files(tmp_path) == evaluated
     for damaged in ("", "[]"):
         (tmp_path / "results.json").write_text(damaged)
         assert _run(tmp_path, *_EVALUATE, "--resume") == results
-    assert _run(tmp_path, *_EVALUATE, "--resume") == results
-    assert _files(tmp_path) == evaluated

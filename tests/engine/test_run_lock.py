@@ -227,6 +227,27 @@ def test_a_started_program_does_not_have_it(tmp_path: Path) -> None:
     lock.release()
 
 
+def test_a_file_that_its_holder_removed_in_this_moment_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was opened, and is locked; but another process would lock the new file of that name."""
+    flock, calls = fcntl.flock, []
+
+    def remove_first(descriptor: int, operation: int) -> None:
+        if not calls:
+            (tmp_path / LOCK_FILE).unlink()
+        calls.append(operation)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    lock = _quick(tmp_path)
+    lock.acquire()
+    assert len(calls) == 2
+    with _holding(tmp_path) as second:
+        assert _said(second).startswith("refused OUTPUT_DIR")
+    lock.release()
+
+
 def test_releasing_what_was_not_acquired_does_nothing(tmp_path: Path) -> None:
     with _holding(tmp_path) as first:
         assert _said(first) == "acquired"

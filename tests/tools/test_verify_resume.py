@@ -42,8 +42,13 @@ def test_a_run_that_fails_shows_its_output() -> None:
     assert "a training failed with exit code 2" in done.stderr
 
 
-def test_two_processes_are_exact() -> None:
-    done = _verify("--num-gpus", 2, "--iterations", 2, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0)
+_FSDP = ("MODEL.PARALLEL", "fsdp", "SOLVER.NUM_MICRO_BATCHES", 2, "MODEL.LOSS.KOLEO_GROUP_SIZE", 2)
+
+
+@pytest.mark.parametrize("words", [(), _FSDP], ids=["ddp", "fsdp"])
+def test_two_processes_are_exact(words: tuple[object, ...]) -> None:
+    """The second with sharded checkpoints and gradients that are accumulated."""
+    done = _verify("--num-gpus", 2, "--iterations", 2, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "samples   the same: 32 in 4 iterations" in done.stdout
     assert "verdict   EXACT" in done.stdout

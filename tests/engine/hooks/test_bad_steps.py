@@ -101,15 +101,7 @@ def test_skips_are_recorded_up_to_a_bound_with_one_state_and_the_stop_always(
 
 
 def test_overflows_of_fp16_are_not_recorded(tmp_path: Path) -> None:
-    class Scaler:
-        def scale(self, loss: torch.Tensor) -> torch.Tensor:
-            return loss * torch.inf
-
-        def unscale_(self, optimizer: object) -> None: ...
-        def step(self, optimizer: object) -> None: ...
-        def update(self) -> None: ...
-
-    _toy(tmp_path, (), 0, grad_scaler=Scaler()).train(0, 3)
+    _toy(tmp_path, (), 0, grad_scaler=_Overflowing()).train(0, 3)
     assert not list(tmp_path.iterdir())
 
 
@@ -160,17 +152,38 @@ def test_an_output_dir_that_another_run_has_taken_is_left_alone(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+class _Counting(ToyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.total += x.sum()
+        return super().forward(x)
+
+
+class _Overflowing:
+    """A scaler whose gradients are never finite."""
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss * torch.inf
+
+    def unscale_(self, optimizer: object) -> None: ...
+    def step(self, optimizer: object) -> None: ...
+    def update(self) -> None: ...
+
+
+def test_an_overflow_of_fp16_gradients_leaves_what_the_forward_pass_moved() -> None:
+    """Its losses were finite: the centres have seen the batch."""
+    model = _Counting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = SimpleTrainer(model, ToyData(), optimizer, grad_scaler=_Overflowing())  # type: ignore[arg-type]
+    trainer.train(0, 2)
+    assert model.total.item() == pytest.approx(sum(x.sum().item() for _, x in zip(range(2), ToyData(), strict=False)))
+
+
 def test_buffers_of_a_skipped_step_are_those_before_it() -> None:
-    class Counting(ToyModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("total", torch.zeros(()))
-
-        def forward(self, x: torch.Tensor) -> Any:
-            self.total += x.sum()
-            return super().forward(x)
-
-    model = Counting()
+    model = _Counting()
     trainer = SimpleTrainer(model, ToyData(bad_iters=(1,)), torch.optim.SGD(model.parameters(), lr=0.1))
     seen: list[float] = []
     trainer.register_hooks(
