@@ -51,7 +51,6 @@ RULES: tuple[Rule, ...] = (
     Rule("DATALOADER.MAX_BAD_IMAGE_SHARE", FREE, "when the run ends"),
     Rule("INPUT.TEST.*", FREE, "evaluation"),
     Rule("DATASETS.TEST", FREE, "evaluation"),
-    Rule("TEST.PRECISE_BN.*", DEFINED, "BatchNorm statistics are recomputed, or not, before the checkpoints to come"),
     Rule("TEST.*", FREE, "evaluation"),
     Rule("SOLVER.CHECKPOINT_*", FREE, "what is kept"),
     Rule("SOLVER.NON_FINITE_*", FREE, "steps that change no weights"),

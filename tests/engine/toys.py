@@ -52,6 +52,17 @@ class ToyData:
             iteration += 1
 
 
+class OverflowingScaler:
+    """A scaler whose gradients are never finite."""
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss * torch.inf
+
+    def unscale_(self, optimizer: object) -> None: ...
+    def step(self, optimizer: object) -> None: ...
+    def update(self) -> None: ...
+
+
 def toy_trainer(data: Any = None, lr: float = 0.1, **options: Any) -> SimpleTrainer:
     model = ToyModel()
     return SimpleTrainer(model, data or ToyData(), torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9), **options)

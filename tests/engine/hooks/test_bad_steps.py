@@ -16,7 +16,7 @@ from dinoengine.data import build_train_loader
 from dinoengine.engine import SimpleTrainer, SSLTrainer, hooks
 from dinoengine.engine.hooks.bad_steps import images_at, positions_of
 from dinoengine.engine.run_lock import RunInUseError
-from tests.engine.toys import ToyData, ToyModel, toy_trainer
+from tests.engine.toys import OverflowingScaler, ToyData, ToyModel, toy_trainer
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def test_skips_are_recorded_up_to_a_bound_with_one_state_and_the_stop_always(
 
 
 def test_overflows_of_fp16_are_not_recorded(tmp_path: Path) -> None:
-    _toy(tmp_path, (), 0, grad_scaler=_Overflowing()).train(0, 3)
+    _toy(tmp_path, (), 0, grad_scaler=OverflowingScaler()).train(0, 3)
     assert not list(tmp_path.iterdir())
 
 
@@ -162,22 +162,11 @@ class _Counting(ToyModel):
         return super().forward(x)
 
 
-class _Overflowing:
-    """A scaler whose gradients are never finite."""
-
-    def scale(self, loss: torch.Tensor) -> torch.Tensor:
-        return loss * torch.inf
-
-    def unscale_(self, optimizer: object) -> None: ...
-    def step(self, optimizer: object) -> None: ...
-    def update(self) -> None: ...
-
-
 def test_an_overflow_of_fp16_gradients_leaves_what_the_forward_pass_moved() -> None:
     """Its losses were finite: the centres have seen the batch."""
     model = _Counting()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = SimpleTrainer(model, ToyData(), optimizer, grad_scaler=_Overflowing())  # type: ignore[arg-type]
+    trainer = SimpleTrainer(model, ToyData(), optimizer, grad_scaler=OverflowingScaler())  # type: ignore[arg-type]
     trainer.train(0, 2)
     assert model.total.item() == pytest.approx(sum(x.sum().item() for _, x in zip(range(2), ToyData(), strict=False)))
 

@@ -10,7 +10,7 @@ import torch
 from dinoengine.engine import hooks
 from dinoengine.engine.hooks.guard import MAX_FP16_OVERFLOWS_IN_A_ROW
 from dinoengine.utils import comm
-from tests.engine.toys import ToyData, toy_trainer
+from tests.engine.toys import OverflowingScaler, ToyData, toy_trainer
 
 
 def test_allowed_skips_leave_no_trace_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -48,15 +48,7 @@ def test_the_count_survives_a_resume() -> None:
 
 
 def test_overflows_without_end_stop_the_run() -> None:
-    class Stuck:
-        def scale(self, loss: torch.Tensor) -> torch.Tensor:
-            return loss * torch.inf
-
-        def unscale_(self, optimizer: object) -> None: ...
-        def step(self, optimizer: object) -> None: ...
-        def update(self) -> None: ...
-
-    trainer = toy_trainer(grad_scaler=Stuck())
+    trainer = toy_trainer(grad_scaler=OverflowingScaler())
     trainer.register_hooks([hooks.NonFiniteGuard()])
     with pytest.raises(FloatingPointError, match="overflowed in 41 iterations in a row"):
         trainer.train(0, 100)
