@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     axes.set_xlabel("training images seen, thousands")
     axes.set_ylabel("top-1, %")
+    axes.margins(y=0.08)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
