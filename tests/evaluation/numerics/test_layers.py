@@ -47,6 +47,7 @@ def _bernoulli(batch: int, drop_rate: float, device: torch.device) -> KeptSample
 
 
 def test_the_textbook_drop_path_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)  # in one of nine draws it keeps 44 of 64 as well
     monkeypatch.setattr(layers, "draw_kept", _bernoulli)
     failed = failures(layers.check_stochastic_depth)
     assert "samples kept of 64 at drop rate 0.3" in failed
