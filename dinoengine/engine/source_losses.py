@@ -30,9 +30,8 @@ class SourceLosses:
         # [2, names]: sums, and numbers of images.
         self._step = torch.zeros(2, len(names), dtype=torch.float64, device=device)
         self._pending: list[Tensor] = []  # those of this process, a step each
-        self._totals = torch.zeros(
-            2, len(names), dtype=torch.float64
-        )  # those of all processes, gathered and not yet taken
+        # Those of all processes, gathered and not yet taken.
+        self._totals = torch.zeros(2, len(names), dtype=torch.float64)
 
     @torch.no_grad()
     def add(self, sources: Tensor | None, per_image: Tensor | None) -> None:
