@@ -203,6 +203,7 @@ TESTED_ELSEWHERE = {
     "MODEL.WEIGHTS_STRICT": "checkpoint",
     "MODEL.WEIGHTS_WITH_OPTIMIZER": "engine; needs a checkpoint",
     "MODEL.PARALLEL": "engine/test_sharding; several processes",
+    "MODEL.FSDP.GROUP_SIZE": "engine/test_sharding; several processes",
     "MODEL.DDP.FIND_UNUSED_PARAMETERS": "parallel; several processes",
     "MODEL.DDP.FP16_COMPRESSION": "parallel; several processes",
     "MODEL.CLASSIFIER.NUM_CLASSES": "meta_arch/test_classifier; no key of pretraining",

@@ -148,7 +148,7 @@ def read_sharded(path: str, mesh: DeviceMesh | None = None) -> dict[str, Any]:
 def _load(folder: str, mesh: DeviceMesh | None) -> dict[str, Tensor]:
     """All tensors of a folder of shares, each process for itself."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader, load
-    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor import empty as empty_shared
 
     tensors: dict[str, Tensor] = {}
@@ -157,7 +157,8 @@ def _load(folder: str, mesh: DeviceMesh | None) -> dict[str, Tensor]:
         if mesh is None:
             tensors[name] = torch.empty(size, dtype=dtype)
         else:
-            tensors[name] = empty_shared(size, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
+            placements = [*(Replicate() for _ in range(mesh.ndim - 1)), Shard(0)]  # the last dimension splits a copy
+            tensors[name] = empty_shared(size, dtype=dtype, device_mesh=mesh, placements=placements)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # it need not be enabled
         load(tensors, storage_reader=HuggingFaceStorageReader(folder), no_dist=True)

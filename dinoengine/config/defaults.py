@@ -194,6 +194,12 @@ _C.MODEL.DDP.FIND_UNUSED_PARAMETERS = False
 # Send gradients as fp16 between processes. Changes results to rounding.
 _C.MODEL.DDP.FP16_COMPRESSION = False
 
+_C.MODEL.FSDP = CN()
+# Neighbouring processes that split one copy of the model, 2 or more; must divide their number, and each such group has a
+# copy: weights are gathered within a group, between groups gradients alone are exchanged. The GPUs of a machine, where the
+# network between machines is slow and the model fits. 0 = all processes. Changes results to rounding.
+_C.MODEL.FSDP.GROUP_SIZE = 0
+
 # ----------------------------------------------------------------------------------------------------------------
 # Input: from image to crops and masks
 # ----------------------------------------------------------------------------------------------------------------

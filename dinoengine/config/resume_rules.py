@@ -89,6 +89,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MODEL.COMPILE", DEFINED, _ROUNDING),
     Rule("MODEL.DDP.FP16_COMPRESSION", DEFINED, _ROUNDING),
     Rule("MODEL.PARALLEL", DEFINED, _ROUNDING),
+    Rule("MODEL.FSDP.GROUP_SIZE", DEFINED, _ROUNDING),
     Rule("SOLVER.AMP.*", DEFINED, f"{_ROUNDING}; a gradient scaler that the run had not (fp16) starts afresh"),
     Rule(
         "SOLVER.NUM_MICRO_BATCHES",

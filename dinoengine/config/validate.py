@@ -10,6 +10,7 @@ from dinoengine.config import validate_evaluation as evaluation
 from dinoengine.config.config import CfgNode, ConfigError
 from dinoengine.config.pixels import NUM_CHANNELS
 from dinoengine.config.validate_data import check_device_crops, check_reduced_decode, check_sampling, check_value_range
+from dinoengine.config.validate_devices import check_device, check_sharding, check_sharding_groups
 from dinoengine.config.validate_evaluation import are_numbers
 from dinoengine.utils.registry import suggest
 
@@ -64,6 +65,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "DATALOADER.MAX_IMAGE_PIXELS": (1, 178956970, True),
     "DATALOADER.MAX_BAD_IMAGE_SHARE": (0, 1, True),
     "DATALOADER.TIMEOUT_SECONDS": (0, float("inf"), True),
+    "MODEL.FSDP.GROUP_SIZE": (0, float("inf"), True),
     "SOLVER.IMS_PER_BATCH": (1, float("inf"), True),
     "SOLVER.NUM_MICRO_BATCHES": (1, float("inf"), True),
     "SOLVER.MAX_ITER": (1, float("inf"), True),
@@ -131,16 +133,16 @@ def validate(cfg: CfgNode, world_size: int = 1, training: bool = True) -> list[s
         _check_input,
         _check_sizes,
         _check_names,
-        _check_sharding,
+        check_sharding,
         evaluation.problems,
         _check_classifier,
     ]
     if training:
-        checks += [_check_device, _check_training_data, check_sampling, check_reduced_decode, check_device_crops]
+        checks += [check_device, _check_training_data, check_sampling, check_reduced_decode, check_device_crops]
         checks += [] if _is_classifier(cfg) else [_check_losses]
     problems = [problem for check in checks for problem in check(cfg)]
     if training:
-        problems += _check_batch(cfg, world_size)
+        problems += [*_check_batch(cfg, world_size), *check_sharding_groups(cfg, world_size)]
     elif not cfg.DATASETS.TEST:
         problems.append("DATASETS.TEST is empty, so there is nothing to evaluate on; name a dataset.")
     if problems:
@@ -293,31 +295,6 @@ def _check_batch(cfg: CfgNode, world_size: int) -> Iterator[str]:
             f"MODEL.LOSS.KOLEO_GROUP_SIZE {group} must divide the {batch // (parts * world_size)} images of one "
             "micro-batch of one process when SOLVER.NUM_MICRO_BATCHES > 1."
         )
-
-
-def _check_device(cfg: CfgNode) -> Iterator[str]:
-    if cfg.MODEL.ATTENTION in ("varlen", "xformers") and cfg.MODEL.DEVICE == "cpu":
-        yield f"MODEL.ATTENTION {cfg.MODEL.ATTENTION} needs CUDA, but the device is the CPU; use auto or sdpa."
-    if cfg.MODEL.COMPILE and cfg.MODEL.ACTIVATION_CHECKPOINTING == "selective":
-        yield (
-            "MODEL.COMPILE chooses itself what it computes again within a block; with it MODEL.ACTIVATION_CHECKPOINTING is "
-            "none or full, not selective."
-        )
-    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16" and cfg.MODEL.DEVICE == "cpu":
-        yield "SOLVER.AMP.PRECISION fp16 needs CUDA, but the device is the CPU; use bf16, or SOLVER.AMP.ENABLED False."
-
-
-def _check_sharding(cfg: CfgNode) -> Iterator[str]:
-    if cfg.MODEL.PARALLEL != "fsdp":
-        return
-    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16":
-        yield "SOLVER.AMP.PRECISION fp16 is not possible with MODEL.PARALLEL fsdp; use bf16, which needs no scaler."
-    if cfg.SOLVER.CHECKPOINT_IN_BACKGROUND:
-        yield "SOLVER.CHECKPOINT_IN_BACKGROUND is not possible with MODEL.PARALLEL fsdp: all processes write together."
-    if cfg.MODEL.DDP.FP16_COMPRESSION:
-        yield "MODEL.DDP.FP16_COMPRESSION is of MODEL.PARALLEL ddp alone."
-    if cfg.TEST.PRECISE_BN.ENABLED:
-        yield "TEST.PRECISE_BN.ENABLED is not possible with MODEL.PARALLEL fsdp, whose evaluations see a copy of the model."
 
 
 def _check_names(cfg: CfgNode) -> Iterator[str]:

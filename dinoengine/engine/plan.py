@@ -150,7 +150,7 @@ def _memory(cfg: CfgNode, model: DINOv2, work: Workload, strategy: str, num_proc
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     all_parameters = _numel(model)
     is_sharded = strategy == "fsdp" and num_processes > 1
-    share = 1 / num_processes if is_sharded else 1.0
+    share = 1 / _group_size(cfg, num_processes) if is_sharded else 1.0
     activations = activation_bytes(model, work)
     memory: dict[str, float] = {
         "weights": 4 * all_parameters * share,
@@ -171,6 +171,11 @@ def _memory(cfg: CfgNode, model: DINOv2, work: Workload, strategy: str, num_proc
     return memory | {"activations: for a moment": workspace_bytes(model, work)}
 
 
+def _group_size(cfg: CfgNode, num_processes: int) -> int:
+    """Processes that split one copy of the model."""
+    return min(cfg.MODEL.FSDP.GROUP_SIZE or num_processes, num_processes)
+
+
 def _unit_bytes(model: DINOv2, work: Workload, *, trained: bool) -> list[float]:
     """Of each unit that is gathered: its gradients in fp32, or its parameters in the type they are gathered in."""
     sizes = []
@@ -186,7 +191,10 @@ def _numel_outside_units(model: DINOv2) -> int:
 
 
 def _traffic(cfg: CfgNode, model: DINOv2, work: Workload, strategy: str, num_processes: int) -> dict[str, float]:
-    """With n processes a ring sends (n - 1) / n of what is gathered or scattered, and twice that to sum it up."""
+    """With n processes a ring sends (n - 1) / n of what is gathered or scattered, and twice that to sum it up.
+
+    Groups that have a copy each scatter gradients within the group, and sum the shares up between groups.
+    """
     ring = (num_processes - 1) / num_processes
     num_parts = cfg.SOLVER.NUM_MICRO_BATCHES
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -196,7 +204,9 @@ def _traffic(cfg: CfgNode, model: DINOv2, work: Workload, strategy: str, num_pro
         gathered = 4.0 * _numel_outside_units(model)
         for unit, size in zip(sharding_units(model), _unit_bytes(model, work, trained=False), strict=True):
             gathered += size * _num_gathers(cfg, model, work, unit)
-        traffic = {"weights": ring * num_parts * gathered, "gradients": ring * 4 * trained}
+        group = _group_size(cfg, num_processes)
+        in_group, between = (group - 1) / group, 2 * (1 - group / num_processes) / group
+        traffic = {"weights": in_group * num_parts * gathered, "gradients": (in_group + between) * 4 * trained}
     return traffic | {"objective": ring * num_parts * _objective_bytes(cfg, model, work, num_processes)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from dinoengine.engine.precision import PRECISIONS
 from dinoengine.modeling.heads.dino_head import DINOHead
 from dinoengine.modeling.layers.block import Block
 from dinoengine.utils import comm
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class ShardingUnit(NamedTuple):
@@ -67,7 +70,8 @@ def build_sharded(cfg: CfgNode, build: Callable[[CfgNode], nn.Module]) -> nn.Mod
     with torch.device("meta"):
         model = build(cfg)
     device = training_device(cfg)
-    shard(model, device, PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None)
+    compute_dtype = PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
+    shard(model, device, compute_dtype, cfg.MODEL.FSDP.GROUP_SIZE)
     model.to_empty(device=device)
     state: dict[str, Any] = {}
     if comm.is_main_process():
@@ -86,16 +90,18 @@ def build_sharded(cfg: CfgNode, build: Callable[[CfgNode], nn.Module]) -> nn.Mod
     return model
 
 
-def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | None) -> None:
-    """Make the parameters of ``model`` DTensors, split along their first dimension among all processes; in place.
+def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | None, group_size: int = 0) -> None:
+    """Make the parameters of ``model`` DTensors, split along their first dimension among processes; in place.
 
     Products are gathered in ``compute_dtype`` (None: fp32), all else in fp32: the residual stream, LayerScale and norms
-    stay as precise as in one process, and inputs are not cast. Gradients are averaged in fp32.
+    stay as precise as in one process, and inputs are not cast. Gradients are averaged over all processes, in fp32.
+
+    Args:
+        group_size: neighbouring processes that split one copy; a divisor of their number. 0: all of them.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(device.type, (comm.get_world_size(),))
+    mesh = _mesh(device.type, group_size or comm.get_world_size())
     exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     products = MixedPrecisionPolicy(compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in sharding_units(model):
@@ -103,6 +109,16 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
     fully_shard(model, mesh=mesh, mp_policy=exact)
     if hasattr(model, "split_batch"):  # runs the teacher outside of ``forward``
         register_fsdp_forward_method(model, "split_batch")
+
+
+def _mesh(device_type: str, group_size: int) -> DeviceMesh:
+    """One row: all split one model. Several: each row splits a copy, columns hold the same share."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    num_groups = comm.get_world_size() // group_size
+    if num_groups == 1:
+        return init_device_mesh(device_type, (group_size,))
+    return init_device_mesh(device_type, (num_groups, group_size), mesh_dim_names=("copy", "share"))
 
 
 def gathered_model(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:

@@ -574,20 +574,3 @@ def test_a_classifier_is_not_asked_about_pretraining() -> None:
 def test_keys_that_contradict_a_classifier(override: str, message: str) -> None:
     (problem,) = _problems(*CLASSIFIER, override)
     assert message in problem
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp16"], "fp16 is not possible with MODEL.PARALLEL fsdp"),
-        (["SOLVER.CHECKPOINT_IN_BACKGROUND", True], "all processes write together"),
-        (["MODEL.DDP.FP16_COMPRESSION", True], "of MODEL.PARALLEL ddp alone"),
-        (["TEST.PRECISE_BN.ENABLED", True], "TEST.PRECISE_BN.ENABLED is not possible"),
-    ],
-)
-def test_what_a_sharded_model_cannot_do(tiny_cfg: CfgNode, changes: list[object], message: str) -> None:
-    tiny_cfg.MODEL.PARALLEL = "fsdp"
-    validate(tiny_cfg, 2)
-    tiny_cfg.merge_from_list(changes)
-    with pytest.raises(ConfigError, match=message):
-        validate(tiny_cfg, 2)

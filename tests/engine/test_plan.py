@@ -38,6 +38,20 @@ def test_memory_and_traffic_of_ddp_and_fsdp(tiny_cfg: CfgNode) -> None:
     assert plan.total_memory("ddp") == sum(ddp.values())
 
 
+def test_groups_hold_more_and_send_less(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.PARALLEL = "fsdp"
+    one = make_plan(tiny_cfg, 4)
+    tiny_cfg.MODEL.FSDP.GROUP_SIZE = 2
+    two = make_plan(tiny_cfg, 4)
+    trained = one.parameters.trained
+    for part in ("weights", "gradients", "optimizer"):
+        assert two.memory["fsdp"][part] == 2 * one.memory["fsdp"][part]
+    assert two.traffic["fsdp"]["weights"] == pytest.approx((1 / 2) / (3 / 4) * one.traffic["fsdp"]["weights"])
+    # Half of it scattered within the group; of the share, half of them, both groups send half and get half.
+    assert two.traffic["fsdp"]["gradients"] == pytest.approx((1 / 2 + 1 / 2) * 4 * trained)
+    assert two.memory["ddp"] == one.memory["ddp"]
+
+
 def test_activation_checkpointing_needs_less_memory_and_more_operations(tiny_cfg: CfgNode) -> None:
     plans = {}
     for mode in ("none", "selective", "full"):

@@ -46,6 +46,7 @@ VARIANTS: dict[str, list[Any]] = {
         "DATASETS.TEST",
         "()",
     ],
+    "two groups": ["MODEL.FSDP.GROUP_SIZE", 2, "DATASETS.TEST", "()"],
 }
 
 # Of a variant, with a kernel of attention.
@@ -73,10 +74,10 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
 
 
-def _resume(folder: str, parallel: str) -> dict[str, Any]:
+def _resume(folder: str, parallel: str, variant: str = "centering", group_size: int = 0) -> dict[str, Any]:
     """The last two of four iterations."""
-    cfg = _cfg(os.path.dirname(folder), "centering")
-    cfg.merge_from_list(["MODEL.PARALLEL", parallel, "TEST.EVAL_AT_START", False])
+    cfg = _cfg(os.path.dirname(folder), variant)
+    cfg.merge_from_list(["MODEL.PARALLEL", parallel, "MODEL.FSDP.GROUP_SIZE", group_size, "TEST.EVAL_AT_START", False])
     cfg.OUTPUT_DIR = folder
     trainer = SSLTrainer(cfg)
     trainer.resume_or_load(resume=True)
@@ -93,6 +94,16 @@ def _run(folder: str, variant: str) -> dict[str, Any]:
     report = _train(trainer)
     weights = {name: _whole(value) for name, value in trainer.bare_model.state_dict().items()}
     return {**report, "initial": initial, "local": local, "weights": weights}
+
+
+def _resume_in_two_groups(folder: str, variant: str) -> dict[str, Any]:
+    """From the second of four iterations."""
+    target = os.path.join(folder, f"again_{variant.replace(' ', '_')}")
+    if comm.is_main_process():
+        saved = Path(folder, variant.replace(" ", "_"), "model_0000001.dcp")
+        shutil.copytree(saved, Path(target, saved.name))
+    comm.synchronize()
+    return _resume(target, "fsdp", variant, group_size=2)
 
 
 def _fsdp_reductions(folder: str, num_micro_batches: int) -> dict[str, int]:
@@ -168,6 +179,7 @@ def _work(folder: str) -> None:
     """Everything that needs four processes, in one go: starting processes is what costs."""
     torch.set_num_threads(1)
     report: dict[str, Any] = {variant: _run(folder, variant) for variant in VARIANTS}
+    report["again in two groups"] = {name: _resume_in_two_groups(folder, name) for name in ("centering", "two groups")}
     report["ddp reductions"] = [_ddp_reductions(1), _ddp_reductions(2)]
     report["fsdp reductions"] = [_fsdp_reductions(folder, 1), _fsdp_reductions(folder, 2)]
     report["gathered"] = {case: _gathered(folder, *case) for case in GATHERED}
@@ -199,7 +211,8 @@ def test_four_processes_train_what_one_would(four: list[dict[str, Any]], tmp_pat
         assert mine["norms"] == pytest.approx(one["norms"], rel=10 * tolerance)
         assert mine["results"].keys() == one["results"].keys()
         assert mine["results"] == four[0][variant]["results"]
-    assert sum(rank[variant]["local"] for rank in four) == one["local"]
+    num_copies = 2 if variant == "two groups" else 1
+    assert sum(rank[variant]["local"] for rank in four) == num_copies * one["local"]
 
 
 def test_each_process_holds_about_a_quarter(four: list[dict[str, Any]]) -> None:
@@ -263,6 +276,22 @@ def test_saved_by_four_and_resumed_by_two_and_by_one(four: list[dict[str, Any]],
         assert report["losses"][:2] == expected["losses"][:2]  # the metric history came along
 
 
+def test_groups_resume_their_own_checkpoint_exactly_and_others_to_rounding(four: list[dict[str, Any]]) -> None:
+    for rank in four:
+        own, other = rank["again in two groups"]["two groups"], rank["again in two groups"]["centering"]
+        assert own["losses"] == rank["two groups"]["losses"]
+        assert other["losses"] == pytest.approx(rank["centering"]["losses"], rel=2e-4)
+
+
+def test_each_share_is_written_once_whatever_the_number_of_copies(four: list[dict[str, Any]], folder: str) -> None:
+    def size(variant: str) -> int:
+        files = Path(folder, variant.replace(" ", "_"), "model_final.dcp").glob("shards_*/*.safetensors")
+        return sum(file.stat().st_size for file in files)
+
+    # "micro-batches" has the same model in four shares; of two larger ones the headers are fewer.
+    assert 0 < size("two groups") <= size("micro-batches")
+
+
 def _killed_while_writing(folder: str) -> None:
     """A run that is left alone, and one whose first process is killed with all shares of a checkpoint on disk."""
     torch.set_num_threads(1)
@@ -309,12 +338,15 @@ def test_a_kill_while_shares_are_written_loses_nothing(tmp_path: Path) -> None:
     assert compare_checkpoints(*finals).different == []
 
 
-def test_a_consolidated_file_is_one_of_one_process(four: list[dict[str, Any]], folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["centering", "two groups"])
+def test_a_consolidated_file_is_one_of_one_process(
+    four: list[dict[str, Any]], folder: str, tmp_path: Path, variant: str
+) -> None:
     path = str(tmp_path / "whole.pth")
-    consolidate(os.path.join(folder, "centering", "model_final.dcp"), path)
+    consolidate(os.path.join(folder, variant.replace(" ", "_"), "model_final.dcp"), path)
     weights = read_checkpoint(path)["model"]
-    for name, value in four[0]["centering"]["weights"].items():
+    for name, value in four[0][variant]["weights"].items():
         assert torch.equal(weights[name], value), name
     with pytest.raises(CheckpointError, match="exists already"):
-        consolidate(os.path.join(folder, "centering", "model_final.dcp"), path)
+        consolidate(os.path.join(folder, variant.replace(" ", "_"), "model_final.dcp"), path)
     assert load_backbone(path).forward_features(torch.zeros(1, 3, 8, 8)).cls_token.shape == (1, 16)
