@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dinoengine.utils import comm
@@ -143,7 +142,7 @@ def _run_in_group(
     options: dict[str, Any] = {} if rank is None else {"rank": rank, "world_size": world_size}
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before the group, or every process claims GPU 0
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", init_method=url, timeout=timeout, **options)
+    comm.init_process_group("nccl" if device == "cuda" else "gloo", timeout, init_method=url, **options)
     try:
         comm.synchronize()
         return main_func(*args)

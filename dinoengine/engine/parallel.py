@@ -27,6 +27,7 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
     # torch 2.15 calls it forward_sync_buffers and warns of the old name.
     known = inspect.signature(DistributedDataParallel).parameters
     kwargs.setdefault("forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers", False)
+    kwargs.setdefault("gradient_as_bucket_view", True)  # no second copy of the gradients in memory
     if "device_ids" not in kwargs and next(model.parameters()).is_cuda:
         kwargs["device_ids"] = [comm.get_local_rank()]
     ddp = DistributedDataParallel(model, **kwargs)

@@ -165,8 +165,6 @@ def _memory(cfg: CfgNode, model: DINOv2, work: Workload, strategy: str, num_proc
         memory["gathered units"] = in_flight + 4 * _numel_outside_units(model)
         if cfg.SOLVER.NUM_MICRO_BATCHES > 1:  # whole gradients wait for the last micro-batch
             memory["gathered gradients"] = 4 * trained
-    elif num_processes > 1:
-        memory["gradient buckets"] = 4 * trained
     memory |= {f"activations: {name}": size for name, size in activations.items() if size}
     return memory | {"activations: for a moment": workspace_bytes(model, work)}
 

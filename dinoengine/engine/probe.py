@@ -19,6 +19,7 @@ from dinoengine.engine.precision import PRECISIONS, resolve_precision
 from dinoengine.engine.simple_trainer import SimpleTrainer
 from dinoengine.engine.ssl_trainer import SSLTrainer
 from dinoengine.engine.workload import Workload, activation_bytes, recomputed_flops, require_known_parts, step_flops
+from dinoengine.modeling.backbone.vit import VisionTransformer
 from dinoengine.modeling.meta_arch.dinov2 import DINOv2
 from dinoengine.solver import build_lr_scheduler, build_optimizer
 from dinoengine.structures import SSLBatch
@@ -91,35 +92,45 @@ def run_probe(cfg: CfgNode, num_processes: int, num_steps: int) -> Probe:
 
 
 def _compare(trainer: SimpleTrainer, model: DINOv2, work: Workload) -> list[Comparison]:
-    batch = next(iter(trainer.data_loader)).to("cpu").split(trainer.num_micro_batches)[0].to(trainer.device)
+    batch = next(iter(trainer.data_loader)).to(trainer.device)
+    part = batch.split(trainer.num_micro_batches)[0]
     dtype = PRECISIONS[trainer.precision]
     with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
-        kept = measure_saved_bytes(model, batch)
-        flops = measure_flops(model, batch)
+        kept = measure_saved_bytes(model, batch, trainer.num_micro_batches)
+        flops = measure_flops(model, part)
     estimate = sum(activation_bytes(model, work).values())
     operations = step_flops(model, work) + recomputed_flops(model, work)
     return [
         Comparison("kept for the backward pass", "MiB", estimate / 2**20, kept / 2**20),
-        Comparison("operations of a step", "GFLOP an image", operations / 1e9, flops / len(batch) / 1e9),
+        Comparison("operations of a step", "GFLOP an image", operations / 1e9, flops / len(part) / 1e9),
     ]
 
 
-def measure_saved_bytes(model: DINOv2, batch: SSLBatch) -> int:
-    """Bytes that a forward pass leaves for the backward pass, without parameters and the batch itself."""
+def measure_saved_bytes(model: DINOv2, batch: SSLBatch, num_micro_batches: int = 1) -> int:
+    """Bytes that the forward pass of the first micro-batch leaves for its backward pass and the next micro-batches, without
+    parameters and the batch itself."""
     own = [*model.parameters(), *model.buffers(), *(v for v in vars(batch).values() if isinstance(v, Tensor))]
     with LivingStorages(own) as storages:
-        loss = model(batch).total()
+        parts = model.split_batch(batch, num_micro_batches)
+        loss = model(parts[0]).total()
     torch.clear_autocast_cache()  # a step leaves autocast before its backward pass
     kept = storages.num_bytes()
-    del loss
+    del loss, parts
     return kept
 
 
 def measure_flops(model: DINOv2, batch: SSLBatch) -> int:
     """Operations of a forward and backward pass as torch counts them, attention as plain products; what activation
     checkpointing computes again counts again."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(batch).total().backward()
+    student = model.student["backbone"]
+    assert isinstance(student, VisionTransformer)
+    execution = student.execution
+    student.execution = execution._replace(attention="sdpa")  # the only kernel that has plain products
+    try:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(batch).total().backward()
+    finally:
+        student.execution = execution
     model.zero_grad(set_to_none=True)
     return int(counter.get_total_flops())
 
@@ -130,7 +141,7 @@ def _time_steps(cfg: CfgNode, trainer: SimpleTrainer, model: DINOv2, num_steps: 
     for trainer.iter in range(_WARM_UP_STEPS + num_steps):
         start = time.perf_counter()
         scheduler.apply(cfg.SOLVER.WARMUP_ITERS)
-        trainer.run_step()  # reads a flag back at its end, so the device is done
+        trainer.run_step()  # waits for the gradients of its step: the median is of whole steps
         model.update_teacher(cfg.MODEL.TEACHER.MOMENTUM)
         seconds.append(time.perf_counter() - start)
     return seconds[_WARM_UP_STEPS:]

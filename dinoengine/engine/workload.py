@@ -39,6 +39,7 @@ class Workload:
         global_crops, local_crops: the second with ``num`` 0 where there are none.
         masked: masked patches M, the mean over batches.
         amp: whether products are computed in 16 bits; SOLVER.AMP.PRECISION auto is taken for yes.
+        micro_batches: how many of them a process runs in a step.
     """
 
     images: int
@@ -46,10 +47,12 @@ class Workload:
     local_crops: Crops
     masked: float
     amp: bool
+    micro_batches: int
 
     @classmethod
     def of(cls, cfg: CfgNode, world_size: int) -> Workload:
-        images = cfg.SOLVER.IMS_PER_BATCH // (world_size * cfg.SOLVER.NUM_MICRO_BATCHES)
+        micro_batches = cfg.SOLVER.NUM_MICRO_BATCHES
+        images = cfg.SOLVER.IMS_PER_BATCH // (world_size * micro_batches)
         channels, patch = len(cfg.MODEL.PIXEL_MEAN), cfg.MODEL.VIT.PATCH_SIZE_PX
 
         def crops(size: tuple[int, ...], num: int) -> Crops:
@@ -60,7 +63,8 @@ class Workload:
         local = crops(cfg.INPUT.LOCAL_CROPS.SIZE_PX, cfg.INPUT.LOCAL_CROPS.NUM * images * use_locals)
         share = cfg.INPUT.MASK.CROP_SHARE * sum(cfg.INPUT.MASK.RATIO) / 2
         masked = views.num * views.patches * share if cfg.MODEL.LOSS.IBOT_WEIGHT else 0.0
-        return cls(images, views, local, masked, cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION != "fp32")
+        amp = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION != "fp32"
+        return cls(images, views, local, masked, amp, micro_batches)
 
 
 def step_flops(model: DINOv2, work: Workload) -> float:
@@ -102,7 +106,7 @@ def activation_bytes(model: DINOv2, work: Workload) -> dict[str, float]:
     mode = backbone.execution.activation_checkpointing
     per_backbone = sum(_bytes_of_block(backbone, i, work, mode) for i in range(backbone.num_layers))
     for crops in (work.global_crops, work.local_crops):
-        per_backbone += crops.num * crops.values * 4  # normalised pixels, for the patch embedding
+        per_backbone += crops.num * crops.values * size  # normalised pixels, for the patch embedding
         per_backbone += _num_picked(crops, work) * width * 4  # input of the final norm
     # KoLeo and the metrics look at CLS tokens, which are a view of the picked tokens of the global crops.
     per_backbone += (work.global_crops.num + work.masked) * width * 4
@@ -116,8 +120,9 @@ def activation_bytes(model: DINOv2, work: Workload) -> dict[str, float]:
         heads += rows * size * (width + 2 * hidden + bottleneck) + rows * 4 * bottleneck
         heads += size * prototypes * bottleneck  # the prototypes after weight normalisation
         losses += rows * prototypes * 4  # log-probabilities
+    # Targets of all micro-batches are made at once, and those of the last one wait longest.
     teacher_rows = _head_rows(model, model.teacher, work.global_crops.num, work.masked)
-    losses += sum(rows * head.last_layer.weight_v.shape[0] * 4 for head, rows in teacher_rows)
+    losses += work.micro_batches * sum(rows * head.last_layer.weight_v.shape[0] * 4 for head, rows in teacher_rows)
     if model.dino_weight:
         dino_head = model.student["dino_head"]
         assert isinstance(dino_head, DINOHead)

@@ -6,12 +6,12 @@ group, so they work whatever the device.
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import pickle
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,22 @@ Result = TypeVar("Result")
 
 # While some processes still work the others hear from them this often; far below any time limit of a collective.
 HEARTBEAT_SECONDS = 60.0
+
+
+# By default group, so that a process which opens a second one (tests do) gets a fresh one.
+_object_groups: dict[Any, Any] = {}
+
+
+def init_process_group(backend: str, timeout: timedelta, **options: Any) -> None:
+    """Open the process group; ``destroy_process_group`` ends it.
+
+    Args:
+        backend: "nccl" or "gloo".
+        timeout: how long any collective waits for the slowest process, of tensors and of objects.
+        options: of ``torch.distributed.init_process_group``.
+    """
+    dist.init_process_group(backend, timeout=timeout, **options)
+    _object_group(timeout)
 
 
 def is_distributed() -> bool:
@@ -61,16 +77,13 @@ def synchronize() -> None:
         dist.barrier()
 
 
-@functools.lru_cache(maxsize=1)
-def _object_group_for(world: Any) -> Any:
-    if dist.get_backend(world) == dist.Backend.NCCL:
-        return dist.new_group(backend="gloo")
-    return world
-
-
-def _object_group() -> Any:
-    # Keyed by the default group, so a process that opens a second group (tests do) gets a fresh one.
-    return _object_group_for(dist.group.WORLD)
+def _object_group(timeout: timedelta | None = None) -> Any:
+    world = dist.group.WORLD
+    if world not in _object_groups:
+        # Of its own it would wait for torch's half hour, whatever the first group does.
+        is_nccl = dist.get_backend(world) == dist.Backend.NCCL
+        _object_groups[world] = dist.new_group(backend="gloo", timeout=timeout) if is_nccl else world
+    return _object_groups[world]
 
 
 def destroy_process_group() -> None:
@@ -78,7 +91,7 @@ def destroy_process_group() -> None:
 
     What still held it would be destroyed when the interpreter ends, where joining its threads can abort the process.
     """
-    _object_group_for.cache_clear()
+    _object_groups.clear()
     gc.collect()  # a trainer and its DDP model are a reference cycle
     dist.destroy_process_group()
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dinoengine.config import CfgNode
-from dinoengine.engine.probe import Comparison, run_probe
+from dinoengine.data import build_train_loader
+from dinoengine.engine.probe import Comparison, measure_flops, run_probe
+from dinoengine.engine.workload import require_known_parts
+from dinoengine.modeling import build_model
+from dinoengine.modeling.backbone import Execution
 
 
 def test_a_probe_runs_the_share_of_one_process(tiny_cfg: CfgNode) -> None:
@@ -31,6 +37,19 @@ def test_a_probe_has_one_process_whatever_the_run_was_scaled_for(tiny_cfg: CfgNo
     )
     tiny_cfg.freeze()
     assert run_probe(tiny_cfg, 4, 1).images_per_second > 0
+
+
+def test_operations_are_counted_without_the_kernel_of_the_run(tiny_cfg: CfgNode) -> None:
+    """Kernels of packed attention have no plain products to count, and refuse to run where only those are allowed."""
+    model = require_known_parts(build_model(tiny_cfg))
+    batch = next(iter(build_train_loader(tiny_cfg)))
+    expected = measure_flops(model, batch)
+    student = model.student["backbone"]
+    student.execution = Execution(attention="varlen")  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="varlen does not work on cpu"):
+        model(batch)
+    assert measure_flops(model, batch) == expected
+    assert student.execution == Execution(attention="varlen")
 
 
 def test_a_comparison_says_by_how_much_it_is_off() -> None:

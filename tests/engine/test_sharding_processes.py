@@ -50,7 +50,7 @@ VARIANTS: dict[str, list[Any]] = {
 }
 
 # Of a variant, with a kernel of attention.
-GATHERED = [("centering", "sdpa"), ("centering", "varlen"), ("micro-batches", "sdpa")]
+EXCHANGED = [("centering", "sdpa"), ("centering", "varlen"), ("micro-batches", "sdpa")]
 
 
 def _cfg(folder: str, variant: str) -> CfgNode:
@@ -118,8 +118,9 @@ def _fsdp_reductions(folder: str, num_micro_batches: int) -> dict[str, int]:
     return {e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d::") and "reduce" in e.key}
 
 
-def _gathered(folder: str, variant: str, attention: str) -> list[float]:
-    """Bytes that this process sends to gather weights in a step of FSDP in fp32: as measured, and as planned."""
+def _exchanged(folder: str, variant: str, attention: str) -> dict[str, list[float]]:
+    """Bytes that this process sends to gather weights and to scatter gradients in a step of FSDP in fp32: as measured, and
+    as planned."""
     cfg = _cfg(folder, variant)
     cfg.merge_from_list(
         ["MODEL.VIT.EMBED_DIM", 64, "DATASETS.TEST", "()", "TEST.EVAL_AT_START", False]
@@ -136,9 +137,14 @@ def _gathered(folder: str, variant: str, attention: str) -> list[float]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with trainer.storage, torch.profiler.profile(activities=activities, record_shapes=True) as profile:
         trainer.run_step()
-    whole = [e.input_shapes[0][0] for e in profile.events() if e.name == "c10d::_allgather_base_"]
-    planned = make_plan(plan_cfg, comm.get_world_size()).traffic["fsdp"]["weights"]
-    return [4 * sum(whole) * (1 - 1 / comm.get_world_size()), planned]
+    gathered = [e.input_shapes[0][0] for e in profile.events() if e.name == "c10d::_allgather_base_"]
+    scattered = [e.input_shapes[1][0] for e in profile.events() if e.name == "c10d::_reduce_scatter_base_"]
+    planned = make_plan(plan_cfg, comm.get_world_size()).traffic["fsdp"]
+    ring = 4 * (1 - 1 / comm.get_world_size())
+    return {
+        "weights": [ring * sum(gathered), planned["weights"]],
+        "gradients": [ring * sum(scattered), planned["gradients"]],
+    }
 
 
 def _ddp_reductions(num_micro_batches: int) -> int:
@@ -182,7 +188,7 @@ def _work(folder: str) -> None:
     report["again in two groups"] = {name: _resume_in_two_groups(folder, name) for name in ("centering", "two groups")}
     report["ddp reductions"] = [_ddp_reductions(1), _ddp_reductions(2)]
     report["fsdp reductions"] = [_fsdp_reductions(folder, 1), _fsdp_reductions(folder, 2)]
-    report["gathered"] = {case: _gathered(folder, *case) for case in GATHERED}
+    report["exchanged"] = {case: _exchanged(folder, *case) for case in EXCHANGED}
     report["bad shard"] = _bad_shard()
     torch.save(report, os.path.join(folder, f"rank{comm.get_rank()}.pt"))
 
@@ -242,11 +248,11 @@ def test_micro_batches_reduce_gradients_once(four: list[dict[str, Any]]) -> None
         assert whole["c10d::allreduce_"] == parts["c10d::allreduce_"]
 
 
-@pytest.mark.parametrize("case", GATHERED)
-def test_weights_are_gathered_as_often_as_planned(four: list[dict[str, Any]], case: tuple[str, str]) -> None:
+@pytest.mark.parametrize("case", EXCHANGED)
+def test_what_is_exchanged_is_what_was_planned(four: list[dict[str, Any]], case: tuple[str, str]) -> None:
     """Packed attention takes crops of both sizes in one call; else each block is gathered for each size."""
-    measured, planned = four[0]["gathered"][case]
-    assert planned == pytest.approx(measured, rel=0.03)
+    for what, (measured, planned) in four[0]["exchanged"][case].items():
+        assert planned == pytest.approx(measured, rel=0.03), what
 
 
 def test_a_gradient_that_is_not_finite_in_one_share_is_seen_by_all(four: list[dict[str, Any]]) -> None:

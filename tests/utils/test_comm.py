@@ -9,6 +9,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -307,3 +308,15 @@ def test_nothing_holds_a_group_that_has_ended() -> None:
     finally:
         comm.destroy_process_group()
     assert group() is None
+
+
+def test_objects_wait_as_long_as_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside nccl they have a group of their own."""
+    monkeypatch.setattr(dist, "get_backend", lambda *_: dist.Backend.NCCL)
+    comm.init_process_group("gloo", timedelta(hours=3), store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        group = comm._object_group()
+        assert group is not dist.group.WORLD
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(hours=3)
+    finally:
+        comm.destroy_process_group()

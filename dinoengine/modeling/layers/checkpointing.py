@@ -18,7 +18,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 _MODES = ("none", "selective", "full")
 # By name: which of them exist, and which of them an attention ends in, depends on torch's version and the device.
-_KEPT = ("aten::mm", "aten::addmm", "aten::bmm", "attention")
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+# Of torch's kernels for one length and for several, and of those that xformers calls.
+_PARTS_OF_ATTENTIONS = ("attention", "varlen_attn", "flash_fwd")
 
 
 def run_checkpointed(mode: str, block: nn.Module, *args: Any) -> list[Tensor]:
@@ -40,5 +42,5 @@ def run_checkpointed(mode: str, block: nn.Module, *args: Any) -> list[Tensor]:
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     name = operator.name() if isinstance(operator, torch._ops.OpOverload) else str(operator)
-    is_kept = name.split(".")[0] in _KEPT or _KEPT[-1] in name
+    is_kept = name.split(".")[0] in _PRODUCTS or any(part in name for part in _PARTS_OF_ATTENTIONS)
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -66,8 +66,8 @@ class SinkhornKnopp(nn.Module):
         """[M, K] logits -> [M, K] probabilities, at least fp32. M may be 0 on some or all ranks."""
         scaled = at_least_fp32(logits) / temp
         num_prototypes = scaled.shape[1]
-        lowest = scaled.new_full((1, 1), torch.finfo(scaled.dtype).min)
-        largest = comm.all_reduce_max(torch.cat((scaled.reshape(1, -1), lowest), dim=1).max())
+        lowest = scaled.new_full((), torch.finfo(scaled.dtype).min)
+        largest = comm.all_reduce_max(scaled.max() if scaled.numel() else lowest)
         num_rows = comm.all_reduce_sum(scaled.new_full((), scaled.shape[0])).clamp(min=1)
         q = (scaled - largest).exp()
         for _ in range(self.num_iters):

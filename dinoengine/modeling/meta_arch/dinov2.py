@@ -169,7 +169,7 @@ class DINOv2(StudentTeacher):
         return [TeacherTargets(c, p) for c, p in zip(cls_targets, patch_targets, strict=True)]
 
     def _targets(self, make_targets: nn.Module, rows: list[Tensor]) -> tuple[Tensor, ...]:
-        all_rows = torch.cat(rows)
+        all_rows = torch.cat(rows) if len(rows) > 1 else rows[0]  # cat of one would copy it
         probs = make_targets(all_rows, self.teacher_temp)
         if self.training:
             make_targets.update(all_rows)  # type: ignore[operator]

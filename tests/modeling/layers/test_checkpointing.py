@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy
 
 from dinoengine.engine.living_storages import LivingStorages
 from dinoengine.modeling.backbone import Execution, VisionTransformer
+from dinoengine.modeling.layers.checkpointing import _policy
 
 
 def _step(mode: str) -> tuple[list[Tensor], int]:
@@ -45,6 +47,22 @@ def test_gradients_are_the_same_and_memory_falls() -> None:
         assert torch.equal(expected, full)
     assert 0 < fewest < 0.5 * some
     assert some < 0.85 * most
+
+
+def test_selective_keeps_what_kernels_of_packed_attention_give() -> None:
+    """They run on CUDA alone; what is kept goes by the names of their operators."""
+    from torch.nn.attention import varlen  # noqa: F401  # registers its operator
+
+    assert _policy(None, torch.ops.torch_attn._varlen_attn.default) == CheckpointPolicy.MUST_SAVE
+    sdpa = torch.ops.aten._scaled_dot_product_flash_attention.default
+    for kept in (sdpa, torch.ops.aten.addmm.default, "xformers_flash::flash_fwd", "xformers_flash3::flash_fwd"):
+        assert _policy(None, kept) == CheckpointPolicy.MUST_SAVE
+    for again in (
+        torch.ops.aten.gelu.default,
+        torch.ops.aten.native_layer_norm.default,
+        torch.ops.aten.index_add.default,
+    ):
+        assert _policy(None, again) == CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def test_an_unknown_mode_is_refused() -> None:
