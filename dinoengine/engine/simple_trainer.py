@@ -9,7 +9,7 @@ Order of one iteration::
         unscale (fp16)  ->  after_backward hooks            gradients are complete and unscaled
         clip per sub-module, check loss and gradients on all ranks together
         before_optimizer_step hooks                         a guard may ask to skip the step
-        optimizer step
+        optimizer step                                      queued before the answer of the check where it can obey that
     after_step hooks                       EMA teacher, checkpoint, evaluation, writers (always last)
 """
 
@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from dinoengine.engine.device_batches import DeviceBatches
+from dinoengine.engine.host_copy import HostCopy
 from dinoengine.engine.optimizer_state import load_optimizer_state, optimizer_state
 from dinoengine.engine.parallel import unwrap_model
 from dinoengine.engine.precision import PRECISIONS
 from dinoengine.engine.source_losses import SourceLosses
-from dinoengine.engine.train_loop import TrainerBase, require_parts
+from dinoengine.engine.train_loop import HookBase, TrainerBase, require_parts
 from dinoengine.solver.clipping import clip_grad_norms_
 from dinoengine.structures import BadImage, LossTerm, LossTerms
 from dinoengine.utils import comm
@@ -162,13 +163,17 @@ class SimpleTrainer(TrainerBase):
 
         self.last_losses = losses
         grad_norm = torch.stack([n.float() for n in self.grad_norms.values()]).square().sum().sqrt()
-        self._check_finite(losses["total_loss"], grad_norm)
+        answer = self._ask_if_finite(losses["total_loss"], grad_norm)
+        on_host = HostCopy(answer)
+        if is_stepped := self._obeys_the_check():
+            self._queue_optimizer_step(answer[:2].amax())
+        self._take_answer(on_host.wait())
         if not (self.step_is_finite or self.is_fp16_overflow):
             for buffer, before in buffers:
                 buffer.copy_(before)
         self.before_optimizer_step()
         self._refuse_non_finite()
-        self._optimizer_step()
+        self._optimizer_step(is_stepped)
 
         self._pending_metrics.append((self.iter, losses, {**metrics, "grad_norm": grad_norm}, self.data_time))
         self._source_losses.end_step(counts=self.loss_is_finite)
@@ -228,14 +233,41 @@ class SimpleTrainer(TrainerBase):
             return model.clip_groups()  # type: ignore[operator]
         return {"model": [p for p in model.parameters() if p.requires_grad]}
 
-    def _check_finite(self, total_loss: Tensor, grad_norm: Tensor) -> None:
-        is_bad = ~torch.isfinite(torch.stack([total_loss.float(), grad_norm]))
-        flags = torch.tensor(list(self.flags.values()), device=is_bad.device, dtype=torch.bool)
-        loss_bad, grad_bad, *agreed = comm.all_reduce_max(torch.cat([is_bad, flags]).float()).bool().tolist()
+    def _ask_if_finite(self, total_loss: Tensor, grad_norm: Tensor) -> Tensor:
+        """On the device, 1 or 0: whether the loss is not finite on some rank, the gradients; each of ``flags``."""
+        found = [~total_loss.isfinite(), ~grad_norm.isfinite()]
+        # Filled on the device: a copy from the host would wait for it.
+        wishes = [total_loss.new_full((), wish, dtype=torch.bool) for wish in self.flags.values()]
+        return comm.all_reduce_max(torch.stack([*found, *wishes]).float())
+
+    def _take_answer(self, answer: Tensor) -> None:
+        loss_bad, grad_bad, *agreed = answer.bool().tolist()
         self.agreed_flags = dict(zip(self.flags, agreed, strict=True))
         self.loss_is_finite = not loss_bad
         self.step_is_finite = not (loss_bad or grad_bad)
         self.skip_optimizer_step = False
+
+    def _obeys_the_check(self) -> bool:
+        """Whether the optimizer leaves everything as it is where a tensor says so, and no hook has a say before it.
+
+        The tensor is what GradScaler gives to fused optimizers. With shares of parameters it is no public interface.
+        """
+        if self.grad_scaler is not None or not getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            return False
+        if hasattr(self.model, "set_requires_gradient_sync"):
+            return False
+        return not any(
+            hook.sees_weights_before_step and type(hook).before_optimizer_step is not HookBase.before_optimizer_step
+            for hook in self._hooks
+        )
+
+    def _queue_optimizer_step(self, is_bad: Tensor) -> None:
+        """Behind the check and before its answer: else the device is idle until the host has gone over all groups."""
+        self.optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
 
     @property
     def is_fp16_overflow(self) -> bool:
@@ -256,8 +288,14 @@ class SimpleTrainer(TrainerBase):
             "single bad steps with SOLVER.NON_FINITE_MAX_SKIPS; tools/replay_step.py shows where it begins."
         )
 
-    def _optimizer_step(self) -> None:
-        if self.skip_optimizer_step:
+    def _optimizer_step(self, is_stepped: bool) -> None:
+        if is_stepped and self.skip_optimizer_step and self.step_is_finite:
+            raise RuntimeError(
+                "A hook skips a step that is finite, but its sees_weights_before_step is False; set it True."
+            )
+        if is_stepped:
+            self.step_skipped = not self.step_is_finite
+        elif self.skip_optimizer_step:
             self.step_skipped = True
             if self.grad_scaler is not None:
                 self.grad_scaler.update()

@@ -23,11 +23,14 @@ class HookBase:
         name: key of the hook's state in a checkpoint; unique among the stateful hooks of a trainer.
         runs_last: True for writers: they stay behind every hook, also behind those registered later.
         needs_state: False for a hook that may begin anew when a run is resumed from a checkpoint without its state.
+        sees_weights_before_step: False for a hook whose ``before_optimizer_step``, in a step that is finite, neither looks
+            at weights or moments nor asks to skip it. If all say so the optimizer runs before they do.
     """
 
     trainer: TrainerBase
     runs_last: bool = False
     needs_state: bool = True
+    sees_weights_before_step: bool = True
 
     @property
     def name(self) -> str:
@@ -53,7 +56,10 @@ class HookBase:
         """Gradients are complete and unscaled, not yet clipped."""
 
     def before_optimizer_step(self) -> None:
-        """Gradients are clipped and checked; set ``trainer.skip_optimizer_step`` to leave the weights alone."""
+        """Gradients are clipped and checked; set ``trainer.skip_optimizer_step`` to leave the weights alone.
+
+        See ``sees_weights_before_step``.
+        """
 
     def after_flush(self) -> None:
         """Metrics of the last iterations have been brought together, on all ranks: for collectives that need not run at

@@ -102,6 +102,7 @@ def test_a_step_waits_once_for_the_finite_check_and_for_nothing_else(
     watch = _WatchIterations(monkeypatch)
     trainer.register_hooks([watch])
     trainer.train()
+    assert trainer._obeys_the_check()  # the device has the optimizer's work by then
     # The one reading per step without which a step that is not finite could not be refused before the weights change.
     assert watch.seen == ["tolist", "tolist"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dinoengine.engine import AMPTrainer, SimpleTrainer, hooks
+from dinoengine.engine import AMPTrainer, HookBase, SimpleTrainer, hooks
 from dinoengine.engine.simple_trainer import as_loss_terms, load_optimizer_state
 from dinoengine.structures import LossTerm, LossTerms
 from tests.engine.toys import ToyData, ToyModel, toy_trainer
@@ -79,9 +79,16 @@ def test_accumulation_equals_the_whole_batch(parts: int, zero_first: bool) -> No
     )
 
 
+def _fused_trainer(data: Any = None) -> SimpleTrainer:
+    trainer = toy_trainer(data)
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=0.1, weight_decay=0.3, fused=True)
+    return trainer
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_bad_step_leaves_the_weights_bitwise_and_says_what_is_known(where: str) -> None:
-    trainer = toy_trainer(ToyData(bad_iters=(2,) if where == "loss" else ()))
+@pytest.mark.parametrize("make", [toy_trainer, _fused_trainer])
+def test_a_bad_step_leaves_the_weights_bitwise_and_says_what_is_known(where: str, make: Any) -> None:
+    trainer = make(ToyData(bad_iters=(2,) if where == "loss" else ()))
     if where == "gradient":
 
         def poison(t: Any) -> None:
@@ -94,6 +101,58 @@ def test_a_bad_step_leaves_the_weights_bitwise_and_says_what_is_known(where: str
     with pytest.raises(FloatingPointError, match=r"not finite in iteration 2 .*total_loss=.*gradient norms: model="):
         trainer.train(0, 5)
     assert torch.equal(_weights(trainer), before[-1])
+
+
+@pytest.mark.parametrize("bad_iters", [(), (0,), (2, 3)])
+def test_a_step_queued_behind_the_check_is_the_step_that_waits_for_its_answer(bad_iters: tuple[int, ...]) -> None:
+    """Weights, moments and counters to the bit, skipped steps among them."""
+    trainers = {}
+    for waits in (False, True):
+        trainer = _fused_trainer(ToyData(bad_iters=bad_iters))
+        skipped: list[bool] = []
+        trainer.register_hooks(
+            [hooks.NonFiniteGuard(2), hooks.CallbackHook(after_step=lambda t, s=skipped: s.append(t.step_skipped))]
+        )
+        if waits:
+            trainer.register_hooks([hooks.CallbackHook(before_optimizer_step=lambda t: None)])
+        assert trainer._obeys_the_check() is not waits
+        trainer.train(0, 6)
+        assert [i for i, was_skipped in enumerate(skipped) if was_skipped] == list(bad_iters)
+        trainers[waits] = trainer
+    queued, waited = trainers[False], trainers[True]
+    assert torch.equal(_weights(queued), _weights(waited))
+    for mine, his in zip(queued.optimizer.state.values(), waited.optimizer.state.values(), strict=True):
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(mine[name], his[name]), name
+
+
+def test_a_hook_that_may_look_at_weights_sees_those_before_the_step() -> None:
+    trainer = _fused_trainer()
+    seen: list[torch.Tensor] = []
+    trainer.register_hooks(
+        [
+            hooks.CallbackHook(
+                before_step=lambda t: seen.append(_weights(trainer).clone()),
+                before_optimizer_step=lambda t: seen.append(_weights(trainer).clone()),
+            )
+        ]
+    )
+    trainer.train(0, 1)
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0], _weights(trainer))
+
+
+def test_a_hook_that_skips_a_finite_step_must_say_so() -> None:
+    class Skips(HookBase):
+        sees_weights_before_step = False
+
+        def before_optimizer_step(self) -> None:
+            self.trainer.skip_optimizer_step = True  # type: ignore[attr-defined]
+
+    trainer = _fused_trainer()
+    trainer.register_hooks([Skips()])
+    with pytest.raises(RuntimeError, match="sees_weights_before_step is False; set it True"):
+        trainer.train(0, 1)
 
 
 def test_a_model_left_in_eval_mode_is_refused() -> None:

@@ -37,6 +37,7 @@ class BadStepRecorder(HookBase):
     """
 
     trainer: SimpleTrainer
+    sees_weights_before_step = False
 
     def __init__(self, checkpointer: Checkpointer, max_records: int = 20) -> None:
         """

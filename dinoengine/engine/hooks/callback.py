@@ -31,6 +31,7 @@ class CallbackHook(HookBase):
             "before_optimizer_step": before_optimizer_step,
             "after_step": after_step,
         }
+        self.sees_weights_before_step = before_optimizer_step is not None
 
     def _call(self, point: str) -> None:
         callback = self._callbacks[point]

@@ -23,6 +23,7 @@ class NonFiniteGuard(HookBase):
     """
 
     trainer: SimpleTrainer
+    sees_weights_before_step = False
 
     def __init__(self, max_skips: int = 0) -> None:
         self.max_skips = max_skips

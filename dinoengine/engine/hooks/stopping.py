@@ -47,6 +47,7 @@ class StopOnSignal(HookBase):
 
     trainer: SimpleTrainer
     runs_last = True  # handlers stay until the final evaluation of ``after_train`` is over
+    sees_weights_before_step = False
 
     def __init__(self, checkpointer: PeriodicCheckpointer) -> None:
         """
@@ -97,6 +98,8 @@ class TimeBudget(HookBase):
     """
 
     trainer: SimpleTrainer
+
+    sees_weights_before_step = False
 
     def __init__(self, deadline: float, what: str = "the time budget") -> None:
         """
