@@ -3,7 +3,7 @@
 
     python benchmarks/train_step.py                        # ViT-S/16, 2 x 224 + 8 x 96, batch 8
     python benchmarks/train_step.py --setting tiny         # 192 wide, patch 4, 2 x 32 + 6 x 16, batch 64
-    python benchmarks/train_step.py --only ours MODEL.VIT.DROP_PATH_RATE 0.0
+    python benchmarks/train_step.py MODEL.VIT.DROP_PATH_RATE 0.0 --only ours
 
 "ours" and "published" do teacher, student, losses, backward, clip, AdamW and the teacher's update on one batch that the
 loader made once; "ours compiled", run only where --only names it, does so with MODEL.COMPILE. "our backbone" and "timm
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -67,6 +68,8 @@ def main() -> None:
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE")
     args = parser.parse_intermixed_args()
+    if args.turns < 1 or args.threads < 1:
+        parser.error(f"--turns and --threads must be 1 or more, got {args.turns} and {args.threads}.")
     cfg = get_cfg()
     cfg.merge_from_list(SETTINGS[args.setting])
     cfg.merge_from_list(args.opts)
@@ -78,7 +81,8 @@ def main() -> None:
         torch.save(vars(next(iter(build_train_loader(cfg)))), batch_file)
         processes = {name: Process(name, cfg, batch_file, args.threads) for name in args.only}
         seconds: dict[str, list[float]] = {name: [] for name in processes}
-        for _ in range(args.turns + 2):
+        for turn in range(args.turns + 2):
+            print(f"turn {turn + 1} of {args.turns + 2}", file=sys.stderr)
             for name, process in processes.items():
                 seconds[name].append(process.ask("cpu step" if args.cpu_time else "step"))
         report(

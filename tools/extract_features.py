@@ -17,7 +17,7 @@ from dinoengine.checkpoint.arguments import layout_table, reading_arguments, rea
 from dinoengine.checkpoint.layouts import read_weights
 from dinoengine.engine import exit_on_user_error, launch
 from dinoengine.engine.config_loading import resolve_device
-from dinoengine.engine.launch import process_rank
+from dinoengine.engine.torchrun import process_rank
 from dinoengine.evaluation import Extraction, extract_to_store
 from dinoengine.evaluation.extraction import DTYPES, TOKENS
 from dinoengine.utils.console import run_tool

@@ -33,24 +33,19 @@ Overrides are PATH.KEY VALUE or PATH.KEY=VALUE. Examples:
 def main(argv: list[str] | None = None) -> int:
     parser = config_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs of the run (default: 1)")
-    parser.add_argument(
-        "--dataset-size", type=int, default=0, metavar="N", help="images, where the data is not at hand"
-    )
-    parser.add_argument("--images-per-second", type=float, default=0.0, metavar="X", help="of one GPU, for the hours")
-    parser.add_argument("--probe", type=int, default=0, metavar="N", help="run N steps here, for hours and a check")
-    parser.add_argument(
-        "--gpu-memory", type=float, default=0.0, metavar="GIB", help="of one GPU: warn if it is too little"
-    )
+    parser.add_argument("--dataset-size", type=int, metavar="N", help="images, where the data is not at hand")
+    parser.add_argument("--images-per-second", type=float, metavar="X", help="of one GPU, for the hours")
+    parser.add_argument("--probe", type=int, metavar="N", help="run N steps here, for hours and a check")
+    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of one GPU: warn if it is too little")
     args = parser.parse_args(argv)
     with exit_on_user_error():
         for flag in ("dataset_size", "images_per_second", "probe", "gpu_memory"):
-            if not 0 <= getattr(args, flag) < float("inf"):
-                raise ValueError(
-                    f"--{flag.replace('_', '-')} must be above 0 (or left out), got {getattr(args, flag)}."
-                )
+            given = getattr(args, flag)
+            if given is not None and not 0 < given < float("inf"):
+                raise ValueError(f"--{flag.replace('_', '-')} must be above 0 (or left out), got {given}.")
         cfg = read_cfg(args.config_file, args.opts)
-        plan = make_plan(cfg, args.num_gpus, args.dataset_size)
-        speed = args.images_per_second
+        plan = make_plan(cfg, args.num_gpus, args.dataset_size or 0)
+        speed = args.images_per_second or 0.0
         if args.probe:
             from dinoengine.engine.probe import run_probe  # torch's counters take a second to import
 
@@ -64,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             speed = speed or probe.images_per_second
             print(f"probe ({probe.setting}): {probe.images_per_second:.2f} images/s")
             print("\n".join(f"  {comparison}" for comparison in probe.comparisons), end="\n\n")
-        print(render(plan, images_per_second=speed, gpu_memory_gib=args.gpu_memory))
+        print(render(plan, images_per_second=speed, gpu_memory_gib=args.gpu_memory or 0.0))
     return 0
 
 

@@ -336,6 +336,13 @@ def _warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} >= SOLVER.MAX_ITER {total}: the LR never reaches its peak."
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "bf16" and cfg.MODEL.DEVICE == "cpu":
         yield "SOLVER.AMP on the CPU: most CPUs are slower in bf16 than in fp32; SOLVER.AMP.PRECISION auto measures."
+    if not cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "auto":
+        yield "SOLVER.AMP.PRECISION auto measures nothing: SOLVER.AMP.ENABLED is False, and products are computed in fp32."
+    if cfg.MODEL.COMPILE and cfg.MODEL.PARALLEL == "fsdp":
+        yield (
+            "MODEL.COMPILE with MODEL.PARALLEL fsdp: parts of a block are gathered one by one, so each block is compiled "
+            "in pieces; time a few steps with and without."
+        )
     period, keep_every = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP_EVERY
     if keep_every and (not period or keep_every % period):
         yield (

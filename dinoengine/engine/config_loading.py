@@ -18,8 +18,8 @@ from dinoengine.checkpoint.weights import Weights
 from dinoengine.config import CfgNode, ConfigError, key_origins, read_cfg, validate
 from dinoengine.config.config import flatten
 from dinoengine.engine.arguments import FLAGS_FOR_KEYS
-from dinoengine.engine.launch import process_rank, under_torchrun
 from dinoengine.engine.resuming import checkpoint_to_fork, saved_config
+from dinoengine.engine.torchrun import process_rank, require_whole_environment, under_torchrun
 from dinoengine.evaluation import check_evaluator_names
 from dinoengine.modeling import VisionTransformer
 from dinoengine.solver import scale_config_to_world_size
@@ -35,7 +35,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError: names every problem.
+        ValueError: if the environment has a part of what torchrun sets.
     """
+    require_whole_environment()
     setup_logger(distributed_rank=process_rank())
     cfg = read_cfg(args.config_file, args.opts)
     _merge_flags(cfg, args)

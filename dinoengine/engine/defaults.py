@@ -77,6 +77,8 @@ class DefaultTrainer(SimpleTrainer):
         self.check_evaluation(cfg)  # and what only the evaluation needs, before hours of training
         self.startup.mark("data")
         model = build_sharded(cfg, self.build_model) if is_to_be_sharded(cfg) else self.build_model(cfg)
+        if cfg.MODEL.PARALLEL == "fsdp" and not is_to_be_sharded(cfg):
+            logger.info("MODEL.PARALLEL fsdp: this run has one process (--num-gpus), which holds the whole model.")
         self.startup.mark("model")
         optimizer = self.build_optimizer(cfg, model)
         self.startup.mark("optimizer")

@@ -15,8 +15,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from dinoengine.engine.torchrun import require_whole_environment, under_torchrun
+from dinoengine.engine.user_errors import exit_on_user_error
 from dinoengine.utils import comm
 from dinoengine.utils.stop_signals import STOP_SIGNALS
 
@@ -24,16 +27,6 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_TO_FAIL = 10
 DEFAULT_TIMEOUT = timedelta(minutes=30)
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun (or something that speaks its environment) started this process."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
-
-
-def process_rank() -> int:
-    """Rank of this process, also before the process group exists."""
-    return comm.get_rank() if comm.is_distributed() or not under_torchrun() else int(os.environ["RANK"])
 
 
 def launch(
@@ -62,9 +55,10 @@ def launch(
         What ``main_func`` returned, when it ran in this process; None when processes were spawned.
 
     Raises:
-        ValueError: if several machines have no ``dist_url``.
-        SystemExit: with the exit code of a spawned process that ended with one.
+        ValueError: if several machines have no ``dist_url``, or the environment has a part of what torchrun sets.
+        SystemExit: with the exit code of a spawned process that ended with one; 2 if the processes do not find each other.
     """
+    require_whole_environment()
     if under_torchrun():
         return _run_in_group("env://", None, None, device, timeout, main_func, args)
     world_size = num_machines * num_processes_per_machine
@@ -142,9 +136,9 @@ def _run_in_group(
     options: dict[str, Any] = {} if rank is None else {"rank": rank, "world_size": world_size}
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before the group, or every process claims GPU 0
-    comm.init_process_group("nccl" if device == "cuda" else "gloo", timeout, init_method=url, **options)
+    with exit_on_user_error():
+        _join_group(url, device, timeout, options)
     try:
-        comm.synchronize()
         return main_func(*args)
     finally:
         comm.destroy_process_group()
@@ -155,3 +149,23 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _join_group(url: str, device: str, timeout: timedelta, options: dict[str, Any]) -> None:
+    """
+    Raises:
+        ConnectionError: if the processes do not find each other within ``timeout``.
+    """
+    try:
+        comm.init_process_group("nccl" if device == "cuda" else "gloo", timeout, init_method=url, **options)
+        comm.synchronize()
+    except dist.DistError as error:
+        env = os.environ
+        rank, world_size = (options or {"rank": env.get("RANK"), "world_size": env.get("WORLD_SIZE")}).values()
+        where = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}" if url == "env://" else url
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConnectionError(
+            f"Process {rank} of {world_size} did not find the others at {where} within {timeout.total_seconds():.0f} s "
+            f"({reason}). Is each machine started, with the same address, a rank of its own and the same number of "
+            "processes, and is the port open? --dist-timeout waits longer."
+        ) from error

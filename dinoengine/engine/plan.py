@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,8 @@ _GIB = 2**30
 _STATES = {"AdamW": 2, "SGD": 1}
 # The next unit is gathered while one is computed.
 _UNITS_IN_FLIGHT = 2
+# Of a GPU's memory: the rest goes to the CUDA context, libraries and fragments.
+_USABLE_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,8 @@ def _warnings(cfg: CfgNode, num_images: int | None) -> list[str]:
             f"Sinkhorn-Knopp spreads {2 * batch:,} rows (2 views of SOLVER.IMS_PER_BATCH) over {head.NUM_PROTOTYPES:,} "
             "prototypes: each is asked for less than a sixteenth of a row."
         )
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16":
+        warnings.append("MODEL.PARALLEL fsdp is not possible in fp16; its column is that of SOLVER.AMP.PRECISION bf16.")
     if num_images is not None and batch > num_images:
         warnings.append(f"A batch of {batch:,} images is more than one pass over the training set ({num_images:,}).")
     return warnings
@@ -305,17 +309,20 @@ def render(plan: Plan, *, images_per_second: float = 0.0, gpu_memory_gib: float 
     )
     if plan.num_processes > 1:
         sections.append(_table("sent by a GPU in a step, MiB", plan.traffic, 2**20))
-    too_large = [name for name in STRATEGIES if plan.total_memory(name) > gpu_memory_gib * _GIB > 0]
-    warnings = [
-        *plan.warnings,
-        *(
-            f"With {name} a step needs more than the {gpu_memory_gib:g} GiB of a GPU. MODEL.ACTIVATION_CHECKPOINTING "
-            "selective or full, SOLVER.NUM_MICRO_BATCHES and more GPUs make it less."
-            for name in too_large
-        ),
-    ]
+    warnings = [*plan.warnings, *_memory_warnings(plan, gpu_memory_gib)]
     sections += [f"warning: {warning}" for warning in warnings]
     return "\n\n".join(sections)
+
+
+def _memory_warnings(plan: Plan, gpu_memory_gib: float) -> Iterator[str]:
+    too_large = {name: plan.total_memory(name) / _GIB for name in STRATEGIES}
+    too_large = {name: size for name, size in too_large.items() if size > _USABLE_SHARE * gpu_memory_gib > 0}
+    if too_large:
+        needs = " and ".join(f"{size:,.3g} GiB with {name}" for name, size in too_large.items())
+        yield (
+            f"A step needs {needs}; of the {gpu_memory_gib:g} GiB of a GPU a tenth is for what is not counted here. "
+            "MODEL.ACTIVATION_CHECKPOINTING selective or full, SOLVER.NUM_MICRO_BATCHES and more GPUs make it less."
+        )
 
 
 def _list(parts: dict[str, int]) -> str:

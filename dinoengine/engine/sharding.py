@@ -136,10 +136,10 @@ def gathered_model(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Modul
     with torch.device("meta"):
         whole = build()
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    whole.to_empty(device=next(model.parameters()).device)
-    whole.load_state_dict(state)
-    for mine, his in zip(whole.buffers(), model.buffers(), strict=True):
-        mine.copy_(his)
+    whole.load_state_dict(state, assign=True)  # takes the tensors themselves: no second whole copy
+    for name, buffer in model.named_buffers():  # also those that are in no state dict
+        owner, _, last = name.rpartition(".")
+        setattr(whole.get_submodule(owner), last, buffer.clone())
     if hasattr(model, "teacher_temp"):  # set by a hook
         whole.teacher_temp = model.teacher_temp
     return whole.train(model.training)

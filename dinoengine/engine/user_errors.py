@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from dinoengine.data import DataError
-from dinoengine.engine.launch import process_rank
+from dinoengine.engine.torchrun import process_rank
 from dinoengine.utils.printable import printable_lines
 
 _SECONDS_FOR_RANK_0 = 3

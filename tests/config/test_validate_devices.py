@@ -46,3 +46,16 @@ def test_groups_that_make_no_sense(tiny_cfg: CfgNode, parallel: str, size: int, 
     tiny_cfg.merge_from_list(["MODEL.PARALLEL", parallel, "MODEL.FSDP.GROUP_SIZE", size])
     with pytest.raises(ConfigError, match=message):
         validate(tiny_cfg, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["SOLVER.AMP.PRECISION", "auto"], "PRECISION auto measures nothing: SOLVER.AMP.ENABLED is False"),
+        (["MODEL.COMPILE", True, "MODEL.PARALLEL", "fsdp"], "each block is compiled in pieces"),
+    ],
+)
+def test_what_has_little_effect_is_said(tiny_cfg: CfgNode, changes: list[object], message: str) -> None:
+    assert not any(message in warning for warning in validate(tiny_cfg, 2))
+    tiny_cfg.merge_from_list(changes)
+    assert any(message in warning for warning in validate(tiny_cfg, 2))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch.multiprocessing as mp
 
 from dinoengine.engine import TrainerBase, hooks, launch
-from dinoengine.engine.launch import under_torchrun
+from dinoengine.engine.launch import free_port
+from dinoengine.engine.torchrun import under_torchrun
 from dinoengine.utils import comm
 from tests.engine.toys import toy_trainer
 
@@ -47,6 +49,17 @@ def test_spawned_processes_know_their_place_and_their_exit_code_is_ours(tmp_path
 def test_several_machines_need_an_address() -> None:
     with pytest.raises(ValueError, match="Several machines need --dist-url tcp://"):
         launch(_add, 1, num_machines=2, args=(1, 2), device="cpu")
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_come_are_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    with pytest.raises(SystemExit) as ended:
+        launch(_add, 1, num_machines=2, dist_url=url, args=(1, 2), device="cpu", timeout=timedelta(seconds=1))
+    assert ended.value.code == 2
+    error = capfd.readouterr().err
+    assert f"error: Process 0 of 2 did not find the others at {url} within 1 s (" in error
+    assert "Traceback" not in error
 
 
 def test_torchrun_is_recognised_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:

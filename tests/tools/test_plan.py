@@ -28,3 +28,11 @@ def test_wrong_input_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as end:
         plan.main(["--num-gpus", "0", "DATASETS.TRAIN", "synthetic"])
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize("flag", ["--dataset-size", "--images-per-second", "--probe", "--gpu-memory"])
+def test_nothing_is_no_amount(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        plan.main([flag, "0", "DATASETS.TRAIN", "synthetic"])
+    assert end.value.code == 2
+    assert f"{flag} must be above 0 (or left out), got 0" in capsys.readouterr().err

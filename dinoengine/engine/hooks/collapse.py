@@ -12,6 +12,7 @@ from dinoengine.checkpoint.resuming import BEST, FINAL, checkpoint_name, endings
 from dinoengine.checkpoint.sharded import rename_checkpoint
 from dinoengine.engine.hooks.collapse_symptoms import (
     ADVICE,
+    FEWEST_IMAGES,
     STEP_KINDS,
     TEST_KINDS,
     Scales,
@@ -80,6 +81,13 @@ class CollapseGuard(HookBase):
         self._seen_evaluation = -1
 
     def before_train(self) -> None:
+        if not self.scales.has_enough_images:
+            logger.info(
+                "The collapse guard does not judge the spread of features and the use of prototypes: a process has %d "
+                "images at a time, and fewer than %d say too little.",
+                self.scales.images_per_process,
+                FEWEST_IMAGES,
+            )
         if not self._last_healthy:  # nothing is known about the checkpoint it came from but that it may be healthy
             self._last_healthy = dict.fromkeys(self._num_in_a_row, self.trainer.start_iter - 1)
             self._last_reading = self.trainer.start_iter - 1

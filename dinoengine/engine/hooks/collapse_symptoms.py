@@ -33,7 +33,7 @@ _STUCK_WITHIN = 0.002
 _LOW_RANK = 0.1
 _FALLEN_RANK = 0.5
 # Spread and use of prototypes say nothing about a batch of fewer images.
-_FEWEST_IMAGES = 8
+FEWEST_IMAGES = 8
 
 _CONSTANT_ADVICE = (
     "look at the crops (tools/show_config.py --inputs), set MODEL.LOSS.KOLEO_WEIGHT 0.1 or more, lower SOLVER.BASE_LR, "
@@ -76,15 +76,19 @@ class Scales:
     images_per_process: int
     window: int
 
+    @property
+    def has_enough_images(self) -> bool:
+        """Whether spread and use of prototypes say something: of a few images they are small in a healthy run too."""
+        return self.images_per_process >= FEWEST_IMAGES
+
 
 def step_symptoms(storage: EventStorage, scales: Scales) -> dict[str, str]:
     """Kind -> what was measured, by medians over the last window; metrics that a model does not report are not judged."""
     names = storage.latest().keys()
     median = {name: storage.smoothed(name, scales.window) for name in names if storage.role(name) in ("loss", "metric")}
     found: dict[str, str] = {}
-    has_enough_images = scales.images_per_process >= _FEWEST_IMAGES
     spread = median.get("feature_std_relative", math.inf)
-    if has_enough_images and spread < _CONSTANT_BELOW:
+    if scales.has_enough_images and spread < _CONSTANT_BELOW:
         found[CONSTANT] = f"feature_std_relative {spread:.2g}, of at most 1"
     if scales.num_prototypes < 3 or not scales.dino_weight:
         return found
@@ -93,7 +97,7 @@ def step_symptoms(storage: EventStorage, scales: Scales) -> dict[str, str]:
     if entropy > _UNIFORM_ABOVE * largest:
         found[UNIFORM] = f"teacher_entropy {entropy:.4f}, log K is {largest:.4f}"
     perplexity = median.get("prototype_perplexity", math.inf)
-    if has_enough_images and perplexity < _SINGLE_BELOW:
+    if scales.has_enough_images and perplexity < _SINGLE_BELOW:
         found[SINGLE] = f"prototype_perplexity {perplexity:.3g}, of at most {scales.num_prototypes}"
     losses = [median[name] / scales.dino_weight for name in median if name.startswith("loss_dino_")]
     if losses and abs(sum(losses) / largest - 1) < _STUCK_WITHIN:

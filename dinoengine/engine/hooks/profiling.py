@@ -58,6 +58,7 @@ class TorchProfiler(HookBase):
         self.end_iter = end_iter
         self.folder = os.path.join(output_dir, "profile")
         self._profiler: Any = None
+        self._on_cuda = False
 
     def before_step(self) -> None:
         if self.trainer.iter != self.start_iter:
@@ -65,7 +66,8 @@ class TorchProfiler(HookBase):
         import torch
 
         activities = [torch.profiler.ProfilerActivity.CPU]
-        if torch.cuda.is_available():
+        self._on_cuda = torch.cuda.is_available()
+        if self._on_cuda:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         self._profiler = torch.profiler.profile(activities=activities)
         self._profiler.start()
@@ -84,5 +86,7 @@ class TorchProfiler(HookBase):
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, f"iter{self.start_iter}-{self.trainer.iter}.trace.json")
         profiler.export_chrome_trace(path)
-        table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=50)
+        # Of launches on the host nothing can be learnt about the device.
+        order = "self_cuda_time_total" if self._on_cuda else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=50)
         logger.info("Profiler trace in %s\n%s", path, table)

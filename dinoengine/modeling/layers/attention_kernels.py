@@ -114,8 +114,10 @@ def _why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: in
     """Why a kernel fails in forward or backward; empty if it works."""
     try:
         with torch.enable_grad():
-            qkv = torch.ones(5, 3 * head_dim, device=device, dtype=dtype, requires_grad=True)  # 3 and 2 tokens
-            KERNELS[kernel](qkv, 1, make_layout(kernel, ((1, 3), (1, 2)), device)).sum().backward()
+            # As many as two crops have: which kernel torch takes depends on the length.
+            groups = ((1, 197), (1, 37))
+            qkv = torch.ones(197 + 37, 3 * head_dim, device=device, dtype=dtype, requires_grad=True)
+            KERNELS[kernel](qkv, 1, make_layout(kernel, groups, device)).sum().backward()
     except (ImportError, NotImplementedError, RuntimeError, ValueError, AssertionError, OSError) as error:
         return next(iter(str(error).splitlines()), "") or type(error).__name__
     return ""

@@ -121,8 +121,13 @@ def test_silent(tmp_path: Path, script: Script) -> None:
         ("loss stuck at log K", {"dino_weight": 0.0}),
     ],
 )
-def test_what_the_metrics_cannot_show_is_not_judged(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+def test_what_the_metrics_cannot_show_is_not_judged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, changes: dict[str, Any]
+) -> None:
+    caplog.set_level(logging.INFO, logger="dinoengine")
     assert _run(tmp_path, lambda i: {**HEALTHY, **STEP_CASES[kind]}, scales=_scales(**changes)).succeeded
+    is_said = "does not judge the spread of features and the use of prototypes: a process has 4 images" in caplog.text
+    assert is_said == ("images_per_process" in changes)
 
 
 def test_the_loss_is_read_without_its_weight(tmp_path: Path) -> None:
