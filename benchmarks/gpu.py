@@ -6,8 +6,8 @@
     python benchmarks/gpu.py --tiny              # the same on the CPU with a micro model: whether it runs, not how fast
 
 Each row runs in a process of its own, so that one which fails, or for which memory does not suffice, costs no other. A
-step is everything but the loader: teacher, student, losses, backward pass, clipping, AdamW, the teacher's update; the
-same batch each time, median of the steps behind the first few. TFLOP/s are those that the model needs
+step is everything but the loader: the copy to the device, teacher, student, losses, backward pass, clipping, AdamW, the
+teacher's update; the same batch each time, median of the steps behind the first few. TFLOP/s are those that the model needs
 (``engine.workload.step_flops``: recomputed activations do not count); the last share is of the rate at which the same
 process then multiplied two large matrices of the same type. Memory is the peak of allocations, on a CPU of the process.
 
@@ -24,7 +24,6 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import argparse
 import contextlib
 import dataclasses
-import itertools
 import json
 import multiprocessing
 import statistics
@@ -44,11 +43,10 @@ from PIL import Image
 from dinoengine.config import CfgNode, ConfigError, get_cfg, validate
 from dinoengine.data import DecodedBatch, Synthetic, build_train_loader
 from dinoengine.data.loader_timing import loader_rate
-from dinoengine.engine import SimpleTrainer, SSLTrainer
+from dinoengine.engine.bare_step import BareStep
 from dinoengine.engine.precision import PRECISIONS
-from dinoengine.engine.workload import Workload, step_flops
+from dinoengine.engine.workload import Workload, require_known_parts, step_flops
 from dinoengine.evaluation import NeighbourSearch
-from dinoengine.solver import build_lr_scheduler, build_optimizer
 from dinoengine.utils.console import run_tool
 from dinoengine.utils.env import collect_env_info
 from dinoengine.utils.writers import peak_memory_mib
@@ -159,30 +157,16 @@ def time_steps(scale: Scale, name: str, key: str = "", value: Any = None) -> Row
         validate(cfg, world_size=1)
     except ConfigError as error:
         return {"status": f"not available: {' '.join(error.problems)}"}
-    model = SSLTrainer.build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
-    build_lr_scheduler(cfg, optimizer).apply(1)  # a learning rate near 0: many steps on one batch would diverge
-    trainer = SimpleTrainer(
-        model,
-        itertools.repeat(batch_of(cfg).to(cfg.MODEL.DEVICE)),
-        optimizer,
-        precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32",
-        clip_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-        gather_metric_period=cfg.LOG.PERIOD,
-        seed=0,
-    )
-
-    def step() -> None:
-        trainer.run_step()
-        model.update_teacher(0.99)
-
-    times = [timed(step, trainer.device) for trainer.iter in range(scale.warm_up_steps + scale.steps)]
+    batch = batch_of(cfg)
+    step = BareStep(cfg, batch.pin_memory() if cfg.MODEL.DEVICE == "cuda" else batch)
+    device = step.trainer.device
+    times = [timed(step, device) for _ in range(scale.warm_up_steps + scale.steps)]
     seconds = statistics.median(times[scale.warm_up_steps :])
-    flops = step_flops(model, Workload.of(cfg, 1)) * cfg.SOLVER.IMS_PER_BATCH
+    flops = step_flops(require_known_parts(step.model), Workload.of(cfg, 1)) * cfg.SOLVER.IMS_PER_BATCH
     return {
         "batch": cfg.SOLVER.IMS_PER_BATCH,
         **{"seconds": seconds, "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds, "peak_mib": peak_memory_mib()},
-        **compared(flops / seconds, scale, PRECISIONS[trainer.precision] or torch.float32, trainer.device),
+        **compared(flops / seconds, scale, PRECISIONS[step.trainer.precision] or torch.float32, device),
     }
 
 

@@ -32,8 +32,8 @@ import torch._dynamo  # by every optimizer: here, so that its memory is not that
 from dinoengine.config import get_cfg
 from dinoengine.data import build_dataset, build_train_loader, file_index
 from dinoengine.data.folder_scan import FolderScan
-from dinoengine.engine import HookBase, SimpleTrainer, SSLTrainer, TrainerBase, default_writers, hooks
-from dinoengine.solver import build_optimizer
+from dinoengine.engine import HookBase, TrainerBase, default_writers, hooks
+from dinoengine.engine.bare_step import BareStep
 from dinoengine.utils.console import run_tool
 from dinoengine.utils.env import collect_env_info
 from dinoengine.utils.events import EventStorage
@@ -190,13 +190,11 @@ def num_prototypes(number: int, steps: int = 5) -> Costs:
     cfg.merge_from_list(["MODEL.LOSS.CENTERING", "sinkhorn_knopp", "MODEL.DEVICE", "cpu"])
     batch = next(iter(build_train_loader(cfg)))
     before = _resident_mib()
-    model = SSLTrainer.build_model(cfg)
-    trainer = SimpleTrainer(model, itertools.repeat(batch), build_optimizer(cfg, model), seed=0)
+    step = BareStep(cfg, batch)
     seconds = []
-    for trainer.iter in range(1 + steps):
+    for _ in range(1 + steps):
         start = time.process_time()
-        trainer.run_step()
-        model.update_teacher(0.99)
+        step()
         seconds.append(time.process_time() - start)
     return {"step ms": 1e3 * statistics.median(seconds[1:]), "peak memory MiB": _peak_mib() - before}
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from dinoengine.config import CfgNode
-from dinoengine.engine import SSLTrainer
-from dinoengine.engine.simple_trainer import SimpleTrainer
+from dinoengine.engine.bare_step import BareStep
 from dinoengine.modeling.backbone import VIT_SIZES, build_backbone
 from dinoengine.modeling.layers.pixel_norm import PixelNorm
-from dinoengine.solver import build_lr_scheduler, build_optimizer
 from dinoengine.structures import SSLBatch
 from step.published import PublishedStep
 
@@ -18,26 +16,11 @@ class OurStep:
     """The whole step as ``train_net.py`` does it, without the loader and the writers."""
 
     def __init__(self, cfg: CfgNode, batch: SSLBatch) -> None:
-        self.model = SSLTrainer.build_model(cfg)
-        optimizer = build_optimizer(cfg, self.model)
-        scheduler = build_lr_scheduler(cfg, optimizer)
-        self.trainer = SimpleTrainer(
-            self.model,
-            _Repeat(batch),
-            optimizer,
-            precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32",
-            clip_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-            num_micro_batches=cfg.SOLVER.NUM_MICRO_BATCHES,
-            gather_metric_period=10**9,
-            seed=0,
-        )
-        scheduler.apply(cfg.SOLVER.WARMUP_ITERS)
+        self.step = BareStep(cfg, batch)
 
     def __call__(self) -> float:
-        self.trainer.run_step()
-        self.model.update_teacher(0.99)
-        self.trainer.iter += 1
-        return float(self.trainer.last_losses["total_loss"])
+        self.step()
+        return float(self.step.trainer.last_losses["total_loss"])
 
 
 class OurCompiledStep(OurStep):
@@ -136,19 +119,6 @@ CONTENDERS = {
     "timm backbone": TimmBackbone,
     "matrix product": MatrixProduct,
 }
-
-
-class _Repeat:
-    """The same batch for ever."""
-
-    def __init__(self, batch: SSLBatch) -> None:
-        self.batch = batch
-
-    def __iter__(self) -> _Repeat:
-        return self
-
-    def __next__(self) -> SSLBatch:
-        return self.batch
 
 
 def _normalised(cfg: CfgNode, batch: SSLBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dinoengine.config import CfgNode
 from dinoengine.data import build_train_loader
+from dinoengine.engine.bare_step import BareStep
 from dinoengine.engine.living_storages import LivingStorages
 from dinoengine.engine.precision import PRECISIONS, resolve_precision
 from dinoengine.engine.simple_trainer import SimpleTrainer
-from dinoengine.engine.ssl_trainer import SSLTrainer
 from dinoengine.engine.workload import Workload, activation_bytes, recomputed_flops, require_known_parts, step_flops
 from dinoengine.modeling.backbone.vit import VisionTransformer
 from dinoengine.modeling.meta_arch.dinov2 import DINOv2
-from dinoengine.solver import build_lr_scheduler, build_optimizer
 from dinoengine.structures import SSLBatch
 
 _WARM_UP_STEPS = 2
@@ -73,26 +71,19 @@ def run_probe(cfg: CfgNode, num_processes: int, num_steps: int) -> Probe:
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     cfg = resolve_precision(cfg, list)
-    model = require_known_parts(SSLTrainer.build_model(cfg))
-    trainer = SimpleTrainer(
-        model,
-        itertools.repeat(next(iter(build_train_loader(cfg)))),
-        build_optimizer(cfg, model),
-        precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32",
-        clip_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-        num_micro_batches=cfg.SOLVER.NUM_MICRO_BATCHES,
-        seed=0,
-    )
-    comparisons = _compare(trainer, model, Workload.of(cfg, 1))
-    seconds = _time_steps(cfg, trainer, model, num_steps)
+    batch = next(iter(build_train_loader(cfg)))
+    step = BareStep(cfg, batch)
+    trainer, model = step.trainer, require_known_parts(step.model)
+    comparisons = _compare(trainer, model, batch, Workload.of(cfg, 1))
+    seconds = [_timed(step) for _ in range(_WARM_UP_STEPS + num_steps)][_WARM_UP_STEPS:]
     setting = (
         f"{share} images, {trainer.precision}, {trainer.device}, {torch.get_num_threads()} threads, {num_steps} steps"
     )
     return Probe(comparisons, share / statistics.median(seconds), setting)
 
 
-def _compare(trainer: SimpleTrainer, model: DINOv2, work: Workload) -> list[Comparison]:
-    batch = next(iter(trainer.data_loader)).to(trainer.device)
+def _compare(trainer: SimpleTrainer, model: DINOv2, batch: SSLBatch, work: Workload) -> list[Comparison]:
+    batch = batch.to(trainer.device)
     part = batch.split(trainer.num_micro_batches)[0]
     dtype = PRECISIONS[trainer.precision]
     with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
@@ -135,13 +126,9 @@ def measure_flops(model: DINOv2, batch: SSLBatch) -> int:
     return int(counter.get_total_flops())
 
 
-def _time_steps(cfg: CfgNode, trainer: SimpleTrainer, model: DINOv2, num_steps: int) -> list[float]:
-    scheduler = build_lr_scheduler(cfg, trainer.optimizer)
-    seconds = []
-    for trainer.iter in range(_WARM_UP_STEPS + num_steps):
-        start = time.perf_counter()
-        scheduler.apply(cfg.SOLVER.WARMUP_ITERS)
-        trainer.run_step()  # waits for the gradients of its step: the median is of whole steps
-        model.update_teacher(cfg.MODEL.TEACHER.MOMENTUM)
-        seconds.append(time.perf_counter() - start)
-    return seconds[_WARM_UP_STEPS:]
+def _timed(step: BareStep) -> float:
+    start = time.perf_counter()
+    step()
+    if step.trainer.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -38,7 +38,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
     earlier = functools.partial(_earlier_configs, cfg.OUTPUT_DIR if args.resume else "", args.fork_from)
     cfg = _with_seed(cfg, earlier)
-    torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    set_backends(cfg, training=not args.eval_only)
     if not args.eval_only:
         cfg = resolve_precision(cfg, earlier)
     logger.info("Rank %d of %d process(es) on %s.", rank, comm.get_world_size(), cfg.MODEL.DEVICE)
@@ -48,11 +48,16 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     if not (args.resume or args.eval_only):
         save_config(cfg)
     seed_all_rng(cfg.SEED)
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only and not cfg.DETERMINISTIC
+    return cfg
+
+
+def set_backends(cfg: CfgNode, *, training: bool) -> None:
+    """FLOAT32_PRECISION, CUDNN_BENCHMARK (in training alone) and DETERMINISTIC, for this process."""
+    torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and training and not cfg.DETERMINISTIC
     if cfg.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    return cfg
 
 
 def save_config(cfg: CfgNode) -> None:

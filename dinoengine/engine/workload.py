@@ -247,9 +247,6 @@ def _bytes_of_block(backbone: VisionTransformer, index: int, work: Workload, mod
             total += behind * _bytes_behind_attention(block, width, size)
             if is_last:
                 total += behind * size * width  # the picked rows of what attention gives
-            elif block.drop_path_rate:
-                # With stochastic depth torch also keeps what index_add adds, of which it needs the shape alone.
-                total += attended * 2 * 4 * width
             continue
         total += tokens * 4 * width
         if mode == "selective":

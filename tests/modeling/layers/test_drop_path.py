@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinoengine.modeling.layers.drop_path import add_kept, draw_kept, take_kept
+from dinoengine.modeling.layers.drop_path import KeptSamples, add_kept, draw_kept, take_kept
 
 
 def add_residual(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Tensor:
@@ -54,6 +54,22 @@ def test_rate_0_is_the_plain_sum_without_a_draw() -> None:
     before = torch.get_rng_state()
     assert torch.equal(add_residual(x, lambda y: y * 2, 0.0), x + x * 2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_sum_has_the_gradients_of_torch_and_keeps_indices_alone() -> None:
+    torch.manual_seed(0)
+    x, residual = (torch.randn(n, 3, 4, requires_grad=True) for n in (6, 4))
+    kept = KeptSamples(torch.tensor([5, 0, 3, 1]), 1.5)
+    weights = torch.randn(6, 3, 4)
+    plain = x.index_add(0, kept.indices, residual, alpha=kept.scale)
+    expected = torch.autograd.grad((plain * weights).sum(), (x, residual))
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        out = add_kept(x, residual, kept)
+    assert torch.equal(out, plain)
+    assert [t.dtype for t in saved] == [torch.int64]
+    for got, wanted in zip(torch.autograd.grad((out * weights).sum(), (x, residual)), expected, strict=True):
+        assert torch.equal(got, wanted)
 
 
 def test_a_16_bit_residual_keeps_the_stream_in_fp32() -> None:
