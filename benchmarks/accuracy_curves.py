@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, _, value in (text.partition("=") for text in args.level):
         axes.axhline(float(value), color="0.4", linewidth=1)
         axes.annotate(
-            name, (1, float(value)), (-4, 3), ("axes fraction", "data"), "offset points", ha="right", color="0.3"
+            name, (0, float(value)), (4, 3), ("axes fraction", "data"), "offset points", ha="left", color="0.3"
         )
     axes.set_xlabel("training images seen, thousands")
     axes.set_ylabel("top-1, %")
